@@ -1,0 +1,120 @@
+"""The error tree of hsmsign.
+
+`tokens` and `signers` raise these; `hsmsign.problems` turns each into an HTTP answer.
+Every error says what happened and, in `hint`, what to do next. Neither text ever holds
+a PIN, a key byte or a path that only the server knows.
+
+    Error
+    +-- ArtifactRejected        the artifact cannot be signed as it is
+    +-- KeyProblem
+    |   +-- KeyNotGranted       no grant gives this key to this signer and machine
+    |   +-- KeyNotFound         the provider holds no such object
+    |   +-- KeyAmbiguous        more than one object matches
+    |   +-- KeyUnusable         the object is there, and is no key that can be used
+    |   +-- KeyUnsuited         the key cannot make the signature that is asked for
+    |   +-- KeyMismatch         the key is not the one that was pinned, certified or found before
+    +-- ProviderProblem
+        +-- ProviderUnavailable for now; try again later
+        |   +-- ProviderBusy    the queue is full, or the call waited in it for too long
+        |   +-- PinRefused      no login is tried until the PIN's source has changed
+        +-- ProviderTimeout     the provider took a call and did not answer in time
+        +-- ProviderRefused     the provider says that the service may not do this
+        +-- SigningFailed       the provider answered, with no (good) signature
+"""
+
+__all__ = [
+    "ArtifactRejected",
+    "Error",
+    "KeyAmbiguous",
+    "KeyMismatch",
+    "KeyNotFound",
+    "KeyNotGranted",
+    "KeyProblem",
+    "KeyUnsuited",
+    "KeyUnusable",
+    "PinRefused",
+    "ProviderBusy",
+    "ProviderProblem",
+    "ProviderRefused",
+    "ProviderTimeout",
+    "ProviderUnavailable",
+    "SigningFailed",
+]
+
+
+class Error(Exception):
+    """Base of everything that hsmsign raises on purpose.
+
+    Arguments:
+        message: what happened, one sentence.
+        hint: what to do next, one sentence.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ArtifactRejected(Error):
+    """The artifact cannot be signed as it is; the message says why."""
+
+
+class KeyProblem(Error):
+    """Something is wrong with the key that a grant names."""
+
+
+class KeyNotGranted(KeyProblem):
+    """No grant gives this key to this signer for this machine or distro."""
+
+
+class KeyNotFound(KeyProblem):
+    """The provider holds no object that the grant's reference matches."""
+
+
+class KeyAmbiguous(KeyProblem):
+    """More than one object, or more than one grant, matches; the message says how many."""
+
+
+class KeyUnusable(KeyProblem):
+    """The object is there but is no usable key: not a key, encrypted, or of an unsupported type."""
+
+
+class KeyUnsuited(KeyProblem):
+    """The key is of the wrong type or size for the signature that is asked for."""
+
+
+class KeyMismatch(KeyProblem):
+    """The key is not the one that the grant pins, the certificate certifies, or the job began with."""
+
+
+class ProviderProblem(Error):
+    """The provider (token, key store) could not do what it was asked."""
+
+
+class ProviderUnavailable(ProviderProblem):
+    """The provider cannot be used now; `retry_after` (seconds) says when to try again."""
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 5) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
+
+
+class ProviderBusy(ProviderUnavailable):
+    """The provider's queue is full, or the call waited in it for too long."""
+
+
+class PinRefused(ProviderUnavailable):
+    """The token refused the PIN, or a login could lock it: none is tried until the PIN's source changes."""
+
+
+class ProviderTimeout(ProviderProblem):
+    """The provider took the call and did not answer before its deadline."""
+
+
+class ProviderRefused(ProviderProblem):
+    """The provider answered that the service may not do this (access denied)."""
+
+
+class SigningFailed(ProviderProblem):
+    """The provider answered with an error, or with a signature that does not verify."""
