@@ -91,6 +91,7 @@ class Pkcs11Provider:
         self._settings = settings
         self._state_directory = state_directory
         self._supervisor: Supervisor | None = None
+        self._not_started = ProviderUnavailable("The token's workers have not been started.", "Wait a moment.")
         self._found: dict[KeyReference, _Found] = {}
         self._looking_up = asyncio.Lock()
 
@@ -113,7 +114,8 @@ class Pkcs11Provider:
         try:
             pin_file = settings.pin.path()
         except KeyUnusable as error:
-            raise ProviderUnavailable(error.message, error.hint) from None
+            self._not_started = ProviderUnavailable(error.message, error.hint)
+            return
         self._supervisor = Supervisor(
             self.name,
             "pkcs11",
@@ -164,7 +166,7 @@ class Pkcs11Provider:
 
     def _started(self) -> Supervisor:
         if self._supervisor is None:
-            raise ProviderUnavailable("The token's workers have not been started.", "Check the token's PIN source.")
+            raise self._not_started
         return self._supervisor
 
     def _forget(self, reference: KeyReference) -> None:

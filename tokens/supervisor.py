@@ -114,6 +114,8 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            await worker.gone()
         self.fail_queued(ProviderUnavailable("The service is stopping.", "Send the request again."))
         if self._queue_timer is not None:
             self._queue_timer.cancel()
@@ -221,6 +223,7 @@ class _Worker:
         self._settings = settings
         self._env = {"PATH": os.defpath, "LANG": "C.UTF-8", **env}
         self._failures = 0
+        self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._outcome: Action | None = None
         self._ended = asyncio.Event()
@@ -242,9 +245,15 @@ class _Worker:
                 self.settled.set()
             await self._back_off()
 
+    async def gone(self) -> None:
+        """Waits for the end of a process that `run` killed when it was cancelled."""
+        if self._process is not None:
+            await self._process.wait()
+
     async def _one_process(self) -> None:
         """From the start of one process to its end."""
         process, connection = await self._spawn()
+        self._process = process
         try:
             self._transport, _ = await asyncio.get_running_loop().create_connection(
                 lambda: _Protocol(self), sock=connection

@@ -225,6 +225,12 @@ class TestGoodToken:
         async with token.provider(pin={"credential": "pin"}) as provider:
             await sign(provider)
 
+    async def test_no_credentials_is_a_state(self, token: Token, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+        async with token.provider(pin={"credential": "pin"}) as provider:
+            with pytest.raises(ProviderUnavailable, match="CREDENTIALS_DIRECTORY"):
+                await provider.check()
+
     async def test_token_by_serial(self, token: Token) -> None:
         async with token.provider() as provider:
             await provider.check()
@@ -368,8 +374,9 @@ class TestCrashes:
 
     async def test_no_module(self, token: Token) -> None:
         async with token.provider(module="/nonexistent.so") as provider:
-            with pytest.raises(ProviderUnavailable):
+            with pytest.raises(ProviderUnavailable, match="cannot be loaded") as raised:
                 await provider.check()
+            assert "nonexistent" not in raised.value.message
 
     async def test_many_clients_while_workers_are_killed(self, token: Token) -> None:
         async def client(provider: Pkcs11Provider) -> None:

@@ -5,6 +5,7 @@ would crash the module.
 """
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ def _translate(error: Exception) -> DriverError:
     name, action = _CKR.get(type(error), ("SigningFailed", Action.RESTART))
     if str(error).endswith(_KEY_FUNCTION_NOT_PERMITTED):
         name, action = "KeyUnsuited", Action.GIVE_UP
-    ckr = type(error).__name__ if type(error) is not pkcs11.PKCS11Error else f"PKCS11Error: {error}"
-    return DriverError(name, f"The token answered {ckr}.", _HINTS[name], action)
+    answer = type(error).__name__
+    if unmapped := re.search(r"0x[0-9a-f]+$", str(error)):  # a return value that python-pkcs11 has no class for
+        answer = unmapped[0]
+    return DriverError(name, f"The token answered {answer}.", _HINTS[name], action)
 
 
 class Pkcs11Driver:
@@ -134,8 +137,7 @@ class Pkcs11Driver:
         if self._session is not None:
             self._close_session()
         try:
-            if self._library is None:
-                self._library = pkcs11.lib(self._module)
+            self._library = self._library or self._load()
             token = self._find_token()
             self._session = self._login(token)
         except pkcs11.PKCS11Error as error:
@@ -146,6 +148,19 @@ class Pkcs11Driver:
             "model": token.model,
             "manufacturer": token.manufacturer_id,
         }
+
+    def _load(self) -> Any:
+        try:
+            return pkcs11.lib(self._module)
+        except exceptions.PKCS11Error as error:
+            if "OS exception" not in str(error):  # C_Initialize failed
+                raise
+            raise DriverError(  # the text has the module's path, which is nobody's business
+                "ProviderUnavailable",
+                "The PKCS#11 module cannot be loaded.",
+                "Check `module` in the provider's settings; `hsmsign doctor` names the package that brings it.",
+                Action.RESTART,
+            ) from None
 
     def _close_session(self) -> None:
         with contextlib.suppress(pkcs11.PKCS11Error):  # it may have gone with the token
