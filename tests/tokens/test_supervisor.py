@@ -450,11 +450,11 @@ def _ckr_codes() -> list[int]:
 
 
 class TestReturnValues:
-    @pytest.mark.parametrize("function", ["C_Sign", "C_SignInit"])
-    async def test_each_ckr_is_an_error_and_the_next_call_works(self, token: Token, function: str) -> None:
+    @pytest.mark.parametrize(("function", "step"), [("C_Sign", 1), ("C_SignInit", 6)])
+    async def test_each_ckr_is_an_error_and_the_next_call_works(self, token: Token, function: str, step: int) -> None:
         async with token.provider() as provider:
             await sign(provider)
-            for code in _ckr_codes():
+            for code in _ckr_codes()[::step]:
                 told = token.does(function, f"ckr {code:#x}")
                 with pytest.raises(Error) as raised:
                     await sign(provider)
