@@ -1,0 +1,82 @@
+"""What every room of the tests may use: tokens with keys, and the tools that scripts/setup unpacks.
+
+Own fixtures of a room stand in its own conftest.py.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class SoftHsm:
+    """What softhsm-fixtures/make_fixtures.py made; fixtures.toml says which keys there are.
+
+    The tokens are `hsmsign` (RSA and ECDSA keys) and `edwards` (Ed25519 keys). They are shared by the whole run:
+    a test that changes a token makes one of its own, with `own_softhsm`.
+    """
+
+    directory: Path
+    module: Path = Path("/usr/lib/softhsm/libsofthsm2.so")
+
+    @property
+    def config(self) -> Path:
+        """hsmsign.toml, ready to serve."""
+        return self.directory / "hsmsign.toml"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the module needs in its environment."""
+        return {"SOFTHSM2_CONF": str(self.directory / "softhsm2.conf")}
+
+    @property
+    def pin_file(self) -> Path:
+        return self.directory / "pin"
+
+    @property
+    def pin(self) -> str:
+        return self.pin_file.read_text().rstrip("\n")
+
+    @property
+    def keys(self) -> Path:
+        """The root of the key files: digsigserver's layout."""
+        return self.directory / "keys"
+
+    def public_key(self, label: str) -> Path:
+        """The PEM file of a key's public half."""
+        return self.directory / "public" / f"{label}.pem"
+
+    def certificate(self, label: str) -> Path:
+        """The PEM file of a key's or an authority's certificate."""
+        return self.directory / "certificates" / f"{label}.pem"
+
+
+def make_softhsm(directory: Path) -> SoftHsm:
+    """Makes the fixtures, in a process of its own: a PKCS#11 module has no place in the one that runs the tests."""
+    subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_fixtures.py", directory], check=True)
+    return SoftHsm(directory)
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory: pytest.TempPathFactory) -> SoftHsm:
+    """The fixtures, made once for the run: for tests that only read."""
+    return make_softhsm(tmp_path_factory.mktemp("softhsm"))
+
+
+@pytest.fixture
+def own_softhsm(tmp_path: Path) -> SoftHsm:
+    """The fixtures, made for one test that changes them (a second or so)."""
+    return make_softhsm(tmp_path / "softhsm")
+
+
+@pytest.fixture(scope="session")
+def swupdate() -> Path:
+    """Debian's swupdate of bookworm-backports: wolfSSL, CMS only."""
+    program = ROOT / ".cache/debian/bin/swupdate"
+    assert program.exists(), f"{program} is missing: run `make setup`"
+    return program
