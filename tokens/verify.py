@@ -3,7 +3,7 @@
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 
 from tokens.errors import KeyUnsuited, SigningFailed
 from tokens.provider import PublicKey
@@ -84,3 +84,15 @@ def ecdsa_der(signature: bytes, public_key: ec.EllipticCurvePublicKey) -> bytes:
     if len(signature) != 2 * size:
         raise ValueError(f"an ECDSA signature of {len(signature)} bytes; {2 * size} expected")
     return encode_dss_signature(int.from_bytes(signature[:size], "big"), int.from_bytes(signature[size:], "big"))
+
+
+def ecdsa_raw(der: bytes, public_key: ec.EllipticCurvePublicKey) -> bytes:
+    """Turns DER Ecdsa-Sig-Value into r || s, each as long as the curve's order: the inverse of `ecdsa_der`.
+
+    Raises ValueError where it is no such value.
+    """
+    size = (public_key.curve.key_size + 7) // 8
+    try:
+        return b"".join(number.to_bytes(size, "big") for number in decode_dss_signature(der))
+    except OverflowError:
+        raise ValueError("an ECDSA signature of numbers that are no residues of the curve's order") from None

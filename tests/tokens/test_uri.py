@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +102,5 @@ def test_a_label_matches_its_own_percent_encoding_only(label: str) -> None:
 
 @given(st.text(max_size=80))
 def test_nonsense_is_refused_or_read_never_a_crash(text: str) -> None:
-    try:
-        parse(f"pkcs11:{text}")
-    except KeyNotGranted as refused:
-        assert refused.hint
+    with contextlib.suppress(KeyNotGranted):
+        assert parse(f"pkcs11:{text}").attributes.keys() <= {*TOKEN, "object", "id", "type"}
