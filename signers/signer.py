@@ -1,0 +1,184 @@
+"""What a signer is: its form, the roles of the keys it needs, and how it signs.
+
+A signer is one module and one line in `signers/registry.py`. It knows keys by the Protocols of
+`tokens.provider` only, and HTTP not at all: it gets a validated form and a `Job`, and returns the
+parts of the signed artifact.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from tokens.provider import SigningKey
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\z")]
+"""The name of a machine or distro: it may become part of a path, so it holds no `/` and does not begin with a dot."""
+
+Backend = Literal["ssl", "pkcs11"]
+"""The contract's `backend`: a preference between a key in a store (`ssl`) and one on a token (`pkcs11`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that came with the request; `size` in bytes, `filename` as the client calls it (never a path to use)."""
+
+    path: Path
+    filename: str
+    size: int
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        # an instance only: a text part must never become a path of the server
+        return core_schema.is_instance_schema(cls)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "format": "binary"}
+
+
+class Form(BaseModel):
+    """The fields of a signer's request: validation, OpenAPI and the CLI's options all come from it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One key that a signer needs.
+
+    Arguments:
+        name: what a grant's `role` says.
+        about: one sentence for the documentation.
+        key_file: where digsigserver's layout keeps it, below the directory of the machine or distro.
+        certificate_file: likewise, where the role needs a certificate.
+    """
+
+    name: str
+    about: str
+    key_file: str
+    certificate_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """`length` bytes of a file of the job from `offset` on: a part of the answer that need not be copied."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The answer: its parts in order, and the name and media type it is sent by."""
+
+    parts: tuple[bytes | FileRange, ...]
+    filename: str
+    media_type: str = "application/octet-stream"
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return sum(len(part) if isinstance(part, bytes) else part.length for part in self.parts)
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """The bytes of the answer, at most `size` at a time."""
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield from (part[at : at + size] for at in range(0, len(part), size))
+                continue
+            with part.path.open("rb") as file:
+                file.seek(part.offset)
+                left = part.length
+                while left:
+                    chunk = file.read(min(size, left))
+                    if not chunk:
+                        raise EOFError(f"the upload is {left} bytes shorter than it was")
+                    left -= len(chunk)
+                    yield chunk
+
+
+class Keys(Protocol):
+    """The keys that the grants give to one signer."""
+
+    def open(
+        self,
+        role: str,
+        *,
+        machine: str | None = None,
+        distro: str | None = None,
+        backend: Backend | None = None,
+        key_uri: str | None = None,
+    ) -> AbstractAsyncContextManager[SigningKey]:
+        """The one granted key for this role and machine or distro.
+
+        `backend` is a preference, used where more than one grant matches. A `key_uri` (RFC 7512) must match the
+        granted object in every attribute.
+
+        Raises KeyNotGranted, KeyAmbiguous, and what `KeyProvider.open` raises.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a signer gets besides its form.
+
+    Arguments:
+        directory: makes, once, an empty directory that is private to this job and deleted after it.
+        keys: the keys granted to this signer.
+        executor: see `run`.
+    """
+
+    directory: Callable[[], Path]
+    keys: Keys
+    executor: Callable[..., Awaitable[Any]]
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs bulk work (hashing, parsing an artifact) in the hashing threads."""
+        result: T = await self.executor(function, *args, **kwargs)
+        return result
+
+
+class Signer(Protocol):
+    """Signs one kind of artifact."""
+
+    @property
+    def name(self) -> str:
+        """What grants and the CLI call it."""
+
+    @property
+    def path(self) -> str:
+        """The endpoint, `/sign/...`."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence for OpenAPI and the CLI."""
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The keys it needs."""
+
+    @property
+    def scope(self) -> Literal["machine", "distro"]:
+        """Which form field the grants match."""
+
+    @property
+    def form(self) -> type[Form]:
+        """The fields of its request."""
+
+    async def sign(self, form: Any, job: Job) -> Signed:
+        """Signs. Raises `tokens.errors.Error`; ArtifactRejected where the artifact is at fault."""
+
+
+def by_name(signers: tuple[Signer, ...]) -> Mapping[str, Signer]:
+    """The signers by their names."""
+    return {signer.name: signer for signer in signers}
