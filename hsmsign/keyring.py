@@ -1,0 +1,348 @@
+"""The grants at work: which key a signer gets for a machine or distro, and whether it is the right one.
+
+The client never chooses an object: its machine or distro, backend and key URI only choose among granted keys.
+A key is bound to one signer: the same RSA operation signs a kernel module and a SWUpdate image, so a public key
+that is seen under two signers is refused under both.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from hsmsign import log
+from hsmsign.mistakes import KEY_STORES, PLACEHOLDER
+from hsmsign.settings import Grant, Settings
+from signers.signer import Backend, Keys, Signer
+from tokens import uri
+from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyNotGranted
+from tokens.provider import KeyProvider, KeyReference, PublicKey, SigningKey, spki_sha256
+
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """What is known of a granted key.
+
+    `usable` is None, and so is what only the key itself can tell, where its object depends on the machine or distro
+    of a request.
+    """
+
+    name: str
+    signer: str
+    role: str
+    provider: str
+    kind: str
+    machine: str
+    distro: str
+    digest: bool
+    algorithm: str | None = None
+    public_key_pem: str | None = None
+    spki_sha256: str | None = None
+    certificate_pem: str | None = None
+    usable: bool | None = None
+    error: Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether every provider and every granted key can be used now; `notes` are for a reader."""
+
+    ready: bool
+    providers: Mapping[str, Error | None]
+    keys: tuple[KeyState, ...]
+    notes: tuple[str, ...]
+
+
+class Keyring:
+    """The granted keys.
+
+    Arguments:
+        settings: whose grants are meant; they name only providers and signers that there are.
+        providers: by their names, started by the caller.
+        signers: every signer there is.
+    """
+
+    def __init__(self, settings: Settings, providers: Mapping[str, KeyProvider], signers: tuple[Signer, ...]) -> None:
+        self.grants: tuple[Grant, ...] = settings.grants
+        self._providers = providers
+        self._max_age_s = settings.server.readiness_max_age_s
+        scopes = {signer.name: signer.scope for signer in signers}
+        granted = [_Granted(grant, providers[grant.provider], scopes[grant.signer]) for grant in settings.grants]
+        self._by_name = {entry.grant.name: entry for entry in granted}
+        self._by_role: dict[tuple[str, str], list[_Granted]] = {}
+        for entry in granted:
+            self._by_role.setdefault((entry.grant.signer, entry.grant.role), []).append(entry)
+        self._bindings = _Bindings()
+        self._probe: asyncio.Task[Readiness] | None = None
+        self._probed_at = 0.0
+
+    def keys(self, signer: str) -> Keys:
+        """What a signer may open."""
+        return _SignerKeys(self, signer)
+
+    @asynccontextmanager
+    async def open_for(
+        self,
+        signer: str,
+        role: str,
+        machine: str | None,
+        distro: str | None,
+        backend: Backend | None,
+        key_uri: str | None,
+    ) -> AsyncIterator[SigningKey]:
+        """See `signers.signer.Keys.open`.
+
+        Raises KeyNotFound where no grant is for this machine or distro, and KeyNotGranted where a key URI matches none
+        of those that are.
+        """
+        entry = self._choose(signer, role, machine, distro, backend, key_uri)
+        log.note(key=entry.grant.name)
+        await self._probed_once()
+        async with self._open(entry, entry.reference(machine, distro)) as key:
+            yield key
+
+    @asynccontextmanager
+    async def open_grant(self, name: str) -> AsyncIterator[SigningKey]:
+        """The key of a grant. Raises KeyNotFound where there is no such grant, or it names no one object."""
+        entry = self._by_name.get(name)
+        if entry is None or entry.fixed is None:
+            raise KeyNotFound(
+                f"No granted key is called {name}."
+                if entry is None
+                else f"{name} is not one key but one for each request.",
+                "`GET /keys` lists the granted keys.",
+            )
+        await self._probed_once()
+        async with self._open(entry, entry.fixed) as key:
+            yield key
+
+    async def describe(self, grant: Grant) -> KeyState:
+        """What is known of the grant's key now; what keeps it from being used is its `error`."""
+        entry = self._by_name[grant.name]
+        if entry.fixed is None:
+            return entry.state
+        try:
+            async with self._open(entry, entry.fixed) as key:
+                return _described(entry.state, key)
+        except Error as error:
+            return replace(entry.state, usable=False, error=error)
+
+    async def readiness(self) -> Readiness:
+        """Asks every provider and looks at every granted key; at most once every `server.readiness_max_age_s`."""
+        loop = asyncio.get_running_loop()
+        if self._probe is None or (self._probe.done() and loop.time() - self._probed_at >= self._max_age_s):
+            self._probe = asyncio.create_task(self._probe_all(), name="readiness")
+        # one caller that leaves must not end the probe for the others
+        return await asyncio.shield(self._probe)
+
+    async def _probed_once(self) -> None:
+        """Before the first key is used every grant has been looked at: a key that two signers share is then known."""
+        if self._probed_at == 0.0:
+            await self.readiness()
+
+    async def _probe_all(self) -> Readiness:
+        probes = await asyncio.gather(*(self._probe_provider(provider) for provider in self._providers.values()))
+        providers = {name: error for name, (error, _) in zip(self._providers, probes, strict=True)}
+        states = {state.name: self._bindings.applied(state) for _, found in probes for state in found}
+        keys = tuple(states[grant.name] for grant in self.grants)
+        self._probed_at = asyncio.get_running_loop().time()
+        return Readiness(
+            ready=not any(providers.values()) and all(key.usable is not False for key in keys),
+            providers=providers,
+            keys=keys,
+            notes=_notes(keys),
+        )
+
+    async def _probe_provider(self, provider: KeyProvider) -> tuple[Error | None, list[KeyState]]:
+        """Whether the provider works, and its keys, one after the other: a probe must not fill a token's queue."""
+        entries = [entry for entry in self._by_name.values() if entry.provider is provider]
+        try:
+            await provider.check()
+        except Error as error:
+            return error, [replace(entry.state, usable=False, error=error) for entry in entries]
+        return None, [await self.describe(entry.grant) for entry in entries]
+
+    def _choose(
+        self,
+        signer: str,
+        role: str,
+        machine: str | None,
+        distro: str | None,
+        backend: Backend | None,
+        key_uri: str | None,
+    ) -> "_Granted":
+        matching = [e for e in self._by_role.get((signer, role), ()) if e.grant.covers(machine, distro)]
+        if not matching:
+            raise KeyNotFound(
+                f"No grant gives {signer} a key in the role {role} for {_whom(machine, distro)}.",
+                "Check the name, or add a grant to the server's settings.",
+            )
+        if key_uri is not None:
+            wanted = uri.parse(key_uri)
+            matching = [e for e in matching if e.matches(wanted, machine, distro)]
+            if not matching:
+                raise KeyNotGranted(
+                    f"The key URI names no key that {signer} may use in the role {role} for {_whom(machine, distro)}.",
+                    "Name the granted key, or leave the key URI out.",
+                )
+        if len(matching) > 1 and backend is not None:
+            matching = [e for e in matching if e.on_token == (backend == "pkcs11")] or matching
+        if len(matching) > 1:
+            names = ", ".join(entry.grant.name for entry in matching)
+            raise KeyAmbiguous(
+                f"{len(matching)} grants match for {signer}, role {role} and {_whom(machine, distro)}: {names}.",
+                "Choose one by `backend` or `key-uri`, or make the grants' machines or distros narrower.",
+            )
+        return matching[0]
+
+    @asynccontextmanager
+    async def _open(self, entry: "_Granted", reference: KeyReference) -> AsyncIterator[SigningKey]:
+        """The key, if it is the pinned one and no other signer's."""
+        async with entry.provider.open(reference) as key:
+            spki = spki_sha256(key.public_key)
+            pinned = entry.grant.spki_sha256
+            if pinned is not None and pinned.lower() != spki:
+                raise KeyMismatch(
+                    f"The key of the grant {entry.grant.name} is not the one that the grant pins by spki_sha256.",
+                    "Find out why the key has changed before you change the grant.",
+                )
+            self._bindings.bind(spki, entry.grant.signer, (entry.grant.name, reference))
+            yield key
+
+
+class _SignerKeys:
+    """Implements `signers.signer.Keys`: the keyring as one signer sees it."""
+
+    def __init__(self, keyring: Keyring, signer: str) -> None:
+        self._keyring = keyring
+        self._signer = signer
+
+    def open(
+        self,
+        role: str,
+        *,
+        machine: str | None = None,
+        distro: str | None = None,
+        backend: Backend | None = None,
+        key_uri: str | None = None,
+    ) -> AbstractAsyncContextManager[SigningKey]:
+        return self._keyring.open_for(self._signer, role, machine, distro, backend, key_uri)
+
+
+class _Granted:
+    """A grant with what can be worked out of it once.
+
+    Attributes:
+        fixed: which object it names, where that does not depend on the request.
+        state: what is known without the key.
+    """
+
+    def __init__(self, grant: Grant, provider: KeyProvider, scope: str) -> None:
+        self.grant = grant
+        self.provider = provider
+        self.on_token = provider.kind not in KEY_STORES
+        self.state = KeyState(
+            name=grant.name, signer=grant.signer, role=grant.role, provider=provider.name, kind=provider.kind,
+            machine=grant.machine, distro=grant.distro, digest=grant.digest,
+        )  # fmt: skip
+        self._id = None if grant.id is None else bytes.fromhex(grant.id)
+        self._template = bool(PLACEHOLDER.search(f"{grant.object} {grant.certificate}"))
+        glob = grant.machine if scope == "machine" else grant.distro
+        # a glob without wildcards is the only name that can ever be put in
+        named = not any(character in glob for character in "*?[")
+        self.fixed = self._reference(grant.machine, grant.distro) if named or not self._template else None
+
+    def reference(self, machine: str | None, distro: str | None) -> KeyReference:
+        """The object that is meant for this machine and distro."""
+        return self.fixed or self._reference(machine, distro)
+
+    def matches(self, wanted: uri.Pkcs11Uri, machine: str | None, distro: str | None) -> bool:
+        """Whether a key URI names this grant's object."""
+        reference = self.reference(machine, distro)
+        return wanted.matches(self.provider.uri_attributes, label=reference.object, id=reference.id)
+
+    def _reference(self, machine: str | None, distro: str | None) -> KeyReference:
+        def filled(text: str | None) -> str | None:
+            return text and text.replace("{machine}", machine or "").replace("{distro}", distro or "")
+
+        if self._template and "/" in f"{machine}{distro}":  # signers' forms refuse such names: this is the second lock
+            raise KeyNotFound("The name of a machine or distro holds no slash.", "Correct the name.")
+        return KeyReference(filled(self.grant.object), self._id, filled(self.grant.certificate))
+
+
+class _Bindings:
+    """Which signer uses which public key: by what each place, a grant's object, held when it was last opened."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, KeyReference], str] = {}
+        self._places: dict[str, dict[tuple[str, KeyReference], str]] = {}
+
+    def bind(self, spki: str, signer: str, place: tuple[str, KeyReference]) -> None:
+        """Notes that the place holds this key. Raises KeyMismatch where another signer has it too."""
+        before = self._held.get(place)
+        if before != spki:
+            if before is not None:
+                del self._places[before][place]
+            self._held[place] = spki
+            self._places.setdefault(spki, {})[place] = signer
+        if error := self._shared(spki):
+            raise error
+
+    def applied(self, state: KeyState) -> KeyState:
+        """The state, refused where a place that was looked at later holds the same key for another signer."""
+        error = self._shared(state.spki_sha256) if state.usable and state.spki_sha256 else None
+        return replace(state, usable=False, error=error) if error else state
+
+    def _shared(self, spki: str) -> KeyMismatch | None:
+        places = self._places.get(spki, {})
+        signers = sorted(set(places.values()))
+        if len(signers) <= 1:
+            return None
+        grants = ", ".join(sorted({grant for grant, _ in places}))
+        return KeyMismatch(
+            f"One key is granted to the signers {' and '.join(signers)}, by {grants}: neither may use it.",
+            "Give each signer a key of its own: what one signs could pass for what the other signs.",
+        )
+
+
+def _described(state: KeyState, key: SigningKey) -> KeyState:
+    pem = serialization.Encoding.PEM
+    public_key = key.public_key
+    return replace(
+        state,
+        algorithm=_algorithm(public_key),
+        public_key_pem=public_key.public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo).decode(),
+        spki_sha256=spki_sha256(public_key),
+        certificate_pem="".join(c.public_bytes(pem).decode() for c in key.certificates) or None,
+        usable=True,
+    )
+
+
+def _algorithm(public_key: PublicKey) -> str:
+    match public_key:
+        case rsa.RSAPublicKey():
+            return f"RSA-{public_key.key_size}"
+        case ec.EllipticCurvePublicKey():
+            return _CURVES.get(public_key.curve.name, public_key.curve.name)
+        case _:
+            return "Ed25519"
+
+
+def _notes(keys: tuple[KeyState, ...]) -> tuple[str, ...]:
+    if not keys:
+        return ("Nothing is granted: every request is refused. Add [[grants]] to the settings.",)
+    return tuple(
+        f"The key of {key.name} depends on the request: it is looked at when it is used."
+        for key in keys
+        if key.usable is None
+    )
+
+
+def _whom(machine: str | None, distro: str | None) -> str:
+    named = [f"the {what} {name}" for what, name in (("machine", machine), ("distro", distro)) if name is not None]
+    return " and ".join(named) or "a request without machine and distro"
