@@ -1,0 +1,261 @@
+"""Measures the service on a SoftHSM token: rates, latencies, memory. docs/performance.md says how to read it.
+
+    .venv/bin/python bench [--seconds S] [--rounds N] [--quick] [--peer URL]
+
+Prints a table and writes bench-report.json into the working directory.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import httpx
+from artifacts import DISTRO, MIB, Request, digest_request, swupdate_request, write_swu
+from bare import BareWorker, bare_workers, drive
+from load import Load, Upload, check_local, post, upload
+from rich.console import Console
+from rich.table import Column, Table
+from service import PeakMemory, service
+
+from hsmsign.settings import load as load_settings
+from tokens.pkcs11 import Pkcs11Settings
+
+ROOT = Path(__file__).parents[1]
+REPORT = Path("bench-report.json")
+CLIENTS = (16, 1)
+SECONDS_MAX = 60
+ROUNDS_MAX = 100
+
+TOKEN_RATIO_WANTED = 0.7
+UPLOAD_EXTRA_MIB_WANTED = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    seconds: int
+    rounds: int
+    workers: tuple[int, ...] = (1, 2)
+    upload_mib: tuple[int, ...] = (1, 1024)
+
+
+QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of the report."""
+
+    case: str
+    clients: int
+    workers: int | None
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    token_ratio: float | None = None
+    peak_mib: float | None = None
+
+
+class Bench:
+    """What every case needs: the fixtures' settings and a place for files."""
+
+    def __init__(self, plan: Plan, peer: str | None, console: Console) -> None:
+        self.plan = plan
+        self.peer = peer
+        self.console = console
+        place = ROOT / ".cache/bench"
+        self.fixtures = place / "fixtures"
+        self.config = self.fixtures / "hsmsign.toml"
+        self.log = place / "service.log"
+        subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_fixtures.py", self.fixtures], check=True)
+        self.log.unlink(missing_ok=True)
+
+    def rows(self) -> Iterator[Row]:
+        """Every case, one after the other."""
+        requests = [make(self.fixtures / "public") for make in (swupdate_request, digest_request)]
+        for workers in self.plan.workers:
+            for request in requests:
+                yield from self.paired(request, workers)
+        for mib in self.plan.upload_mib:
+            yield self.upload(mib)
+
+    def paired(self, request: Request, workers: int) -> Iterator[Row]:
+        """The service, the bare workers and the peer take turns; a ratio is that of two neighbours in time."""
+        settings = load_settings(self.config)
+        provider = settings.providers["softhsm"]
+        assert isinstance(provider, Pkcs11Settings)
+        peer = self.peer if self.peer and request.path == "/sign/swupdate" else None
+        loads: dict[int, list[Load]] = {clients: [] for clients in CLIENTS}
+        ratios: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+        peers: dict[int, list[Load]] = {clients: [] for clients in CLIENTS}
+        with (
+            service(self.config, self.log, workers) as running,
+            bare_workers(provider, str(settings.server.state_directory), workers) as bare,
+        ):
+            self.check(running.url, request)
+            for number in range(self.plan.rounds):
+                self.say(f"{request.case}, {workers} worker(s), round {number + 1} of {self.plan.rounds}")
+                for clients in CLIENTS:
+                    load = post(running.url, request, clients, self.plan.seconds)
+                    loads[clients].append(load)
+                    ratios[clients].append(load.per_second / self.drive(bare, request))
+                    if peer:
+                        peers[clients].append(post(peer, request, clients, self.plan.seconds))
+        for clients in CLIENTS:
+            yield load_row(request.case, clients, workers, loads[clients], median(ratios[clients]))
+            if peer:
+                yield load_row(f"{request.case} (peer)", clients, None, peers[clients], None)
+
+    def drive(self, bare: list[BareWorker], request: Request) -> float:
+        """The bare workers' rate."""
+        return drive(bare, request, self.plan.seconds)
+
+    def check(self, url: str, request: Request) -> None:
+        """The first answer is a signature, or nothing is measured."""
+        headers = {"Content-Type": request.content_type}
+        response = httpx.post(url + request.path, content=request.body, headers=headers)
+        request.check(response.raise_for_status().content)
+
+    def upload(self, mib: int) -> Row:
+        """A whole .swu, uploaded, signed and answered by a service that has just been started."""
+        uploads: list[Upload] = []
+        with (
+            tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="swu-") as directory,
+            service(self.config, self.log, 1) as running,
+        ):
+            self.say(f"upload of {mib} MiB")
+            artifact = write_swu(Path(directory), mib)
+            size = artifact.stat().st_size
+            with PeakMemory(running.pid) as memory:
+                for _ in range(self.plan.rounds):
+                    # small ones are repeated, for as long as a load would last
+                    spent = 0.0
+                    while spent < self.plan.seconds:
+                        done = upload(running.url, "/sign/swupdate", {"distro": DISTRO, "method": "RSA"}, artifact)
+                        uploads.append(done)
+                        spent += done.seconds
+        seconds = [each.seconds for each in uploads]
+        return Row(
+            case=f"/sign/swupdate .swu {mib} MiB",
+            clients=1,
+            workers=1,
+            per_second=size / MIB / median(seconds),
+            p50_ms=median(seconds) * 1000,
+            p99_ms=percentile(seconds, 99) * 1000,
+            errors=sum(each.status != httpx.codes.OK or each.answer_bytes < size for each in uploads),
+            peak_mib=memory.peak_mib,
+        )
+
+    def say(self, what: str) -> None:
+        """Progress, for a reader who waits."""
+        self.console.print(what, style="dim", highlight=False)
+
+
+def load_row(case: str, clients: int, workers: int | None, loads: Sequence[Load], ratio: float | None) -> Row:
+    """The medians of the rounds; errors are of all of them."""
+    return Row(
+        case=case,
+        clients=clients,
+        workers=workers,
+        per_second=median(load.per_second for load in loads),
+        p50_ms=median(load.p50_ms for load in loads),
+        p99_ms=median(load.p99_ms for load in loads),
+        errors=sum(load.errors for load in loads),
+        token_ratio=ratio,
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """By nearest rank: of fewer than a hundred values the 99th is the largest."""
+    return sorted(values)[math.ceil(percent / 100 * len(values)) - 1]
+
+
+def main() -> None:
+    plan, peer = options()
+    console = Console()
+    rows = list(Bench(plan, peer, console).rows())
+    REPORT.write_text(json.dumps([rounded(row) for row in rows], indent=2) + "\n")
+    console.print(table(rows))
+    for line in verdicts(rows):
+        console.print(line, highlight=False)
+    console.print(f"{REPORT} is written.", highlight=False)
+
+
+def options() -> tuple[Plan, str | None]:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(prog="bench", description="Measures the service on a SoftHSM token.")
+    parser.add_argument("--seconds", type=int, default=3, help=f"length of one run, 1 to {SECONDS_MAX} (3)")
+    parser.add_argument("--rounds", type=int, default=5, help=f"how often each is run, 1 to {ROUNDS_MAX} (5)")
+    parser.add_argument("--quick", action="store_true", help="a short look at whether it runs; no numbers to quote")
+    parser.add_argument("--peer", metavar="URL", help="another server, on this machine, that gets the same load")
+    asked = parser.parse_args()
+    if not 1 <= asked.seconds <= SECONDS_MAX or not 1 <= asked.rounds <= ROUNDS_MAX:
+        parser.error(f"--seconds is 1 to {SECONDS_MAX}, --rounds 1 to {ROUNDS_MAX}")
+    if asked.peer:
+        try:
+            check_local(asked.peer)
+        except (ValueError, OSError) as error:
+            parser.error(f"--peer: {error}")
+    plan = QUICK if asked.quick else Plan(asked.seconds, asked.rounds)
+    return plan, asked.peer.rstrip("/") if asked.peer else None
+
+
+def rounded(row: Row) -> dict[str, str | int | float | None]:
+    """An entry of the report."""
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(row).items()}
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    numbers = ("clients", "workers", "per second", "p50 ms", "p99 ms", "errors", "token ratio", "peak MiB")
+    table = Table("case", *(Column(name, justify="right") for name in numbers))
+    for row in rows:
+        table.add_row(
+            row.case,
+            str(row.clients),
+            shown(row.workers, "d"),
+            f"{row.per_second:.0f} MiB" if ".swu" in row.case else f"{row.per_second:.0f}",
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"[red]{row.errors}" if row.errors else "0",
+            shown(row.token_ratio, ".2f"),
+            shown(row.peak_mib, ".1f"),
+        )
+    return table
+
+
+def shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def verdicts(rows: list[Row]) -> Iterator[str]:
+    """What is wanted of the service, and whether it was so this time."""
+    ratios = [row.token_ratio for row in rows if "RSA-2048" in row.case and row.clients == max(CLIENTS)]
+    best = max(ratio for ratio in ratios if ratio is not None)
+    yield verdict(best >= TOKEN_RATIO_WANTED, f"token ratio at 16 clients {best:.2f}, wanted {TOKEN_RATIO_WANTED}")
+    errors = sum(row.errors for row in rows if "(peer)" not in row.case)
+    yield verdict(errors == 0, f"{errors} errors, wanted none")
+    peaks = [row.peak_mib for row in rows if ".swu" in row.case and row.peak_mib is not None]
+    if not peaks:
+        yield "[yellow]no memory was measured: only root may look into the service's processes"
+        return
+    extra = peaks[-1] - peaks[0]
+    wanted = f"wanted at most {UPLOAD_EXTRA_MIB_WANTED}"
+    yield verdict(extra <= UPLOAD_EXTRA_MIB_WANTED, f"{extra:.1f} MiB more for the largest upload, {wanted}")
+
+
+def verdict(met: bool, text: str) -> str:
+    return f"[green]met[/]      {text}" if met else f"[red]not met[/]  {text}"
+
+
+if __name__ == "__main__":
+    main()
