@@ -39,7 +39,7 @@ WRITE_BYTES = 1024 * 1024
 """How much of an upload is held in memory before a thread writes it."""
 
 SMALL_BYTES = 64 * 1024
-"""Files up to this size are written at once, without a thread: that would cost more than the writing."""
+"""Files up to this size stay in memory: writing them would cost more than most signatures."""
 
 FILENAME_MAX = 255
 """How much of a file's name is kept, in characters."""
@@ -167,13 +167,13 @@ class _Text:
 
 
 class _File:
-    """A file, on its way to the job's files."""
+    """A file: it stays in memory as long as it is small, then goes to the job's files."""
 
     def __init__(self, name: str, filename: str, job: Job[Any]) -> None:
         self._name = name
         self._filename = filename[:FILENAME_MAX]
         self._job = job
-        self._path = job.new_file()
+        self._path: Path | None = None
         self._held = bytearray()
         self._written = 0
 
@@ -183,24 +183,23 @@ class _File:
             await self._write()
 
     async def end(self) -> Upload:
-        if self._held:
-            await self._write()
-        if not self._written:
+        if not self._written and not self._held:
             raise ArtifactRejected(f"The file {self._name} is empty.", "Send the artifact that the build made.")
-        return Upload(self._path, self._filename, self._written)
+        if self._path is None and len(self._held) <= SMALL_BYTES:
+            return Upload(bytes(self._held), self._filename, len(self._held))
+        return Upload(await self._write(), self._filename, self._written)
 
-    async def _write(self) -> None:
+    async def _write(self) -> Path:
+        self._path = self._path or self._job.new_file()
         held, self._held = self._held, bytearray()
         try:
-            if not self._written and len(held) <= SMALL_BYTES:
-                _append(self._path, held)
-            else:
-                await self._job.spool(_append, self._path, held)
+            await self._job.spool(_append, self._path, held)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise SpoolFull("The spool has no room for the upload.", "Make room on its file system.") from None
         self._written += len(held)
+        return self._path
 
 
 def _append(path: Path, data: bytearray) -> None:

@@ -8,8 +8,9 @@ parts of the signed artifact.
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, ParamSpec, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -29,11 +30,28 @@ Backend = Literal["ssl", "pkcs11"]
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that came with the request; `size` in bytes, `filename` as the client calls it (never a path to use)."""
+    """A file that came with the request.
 
-    path: Path
+    Arguments:
+        content: where it is: on disk, for the length of the job, or in memory where it is small: a file costs more
+            than the signature of a small artifact.
+        filename: as the client calls it; never a path to use.
+        size: in bytes.
+    """
+
+    content: Path | bytes
     filename: str
     size: int
+
+    def open(self) -> BinaryIO:
+        """The file, for reading."""
+        return BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on, fewer only at the end."""
+        with self.open() as file:
+            file.seek(offset)
+            return file.read(length)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -70,9 +88,9 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """`length` bytes of a file of the job from `offset` on: a part of the answer that need not be copied."""
+    """`length` bytes of an upload from `offset` on: a part of the answer that need not be copied."""
 
-    path: Path
+    file: Upload
     offset: int
     length: int
 
@@ -96,7 +114,7 @@ class Signed:
             if isinstance(part, bytes):
                 yield from (part[at : at + size] for at in range(0, len(part), size))
                 continue
-            with part.path.open("rb") as file:
+            with part.file.open() as file:
                 file.seek(part.offset)
                 left = part.length
                 while left:

@@ -7,7 +7,6 @@ there carries. Facts about the device side are from SWUpdate's source at 8164b9b
 import hashlib
 import json
 import logging
-import os
 import re
 import stat
 from collections.abc import Iterator
@@ -32,6 +31,9 @@ SIGNATURE = "sw-description.sig"
 
 DESCRIPTION_MAX_BYTES = 1024 * 1024
 """It is parsed in memory, on the server and on the device; a hundred images and a Lua script take about 64 KiB."""
+
+AT_ONCE_MAX_BYTES = 16 * 1024
+"""A description of this size is parsed in 2 ms; the way to a thread and back would cost most of them more."""
 
 PADDING_MAX_BYTES = 64 * 1024
 """What may follow an archive's trailer, all zeros: cpio fills a block, of 512 bytes unless it is told otherwise."""
@@ -90,12 +92,16 @@ class Swupdate:
 
     async def sign(self, form: SwupdateForm, job: Job) -> Signed:
         """See `Signer.sign`."""
-        source = await job.run(_read_source, form)
+        bulk = form.artifact is not None or cast(Upload, form.sw_description).size > AT_ONCE_MAX_BYTES
+        source = await job.run(_read_source, form) if bulk else _read_source(form)
         role = "cms" if form.method == "CMS" else "rsa"
         async with job.keys.open(role, distro=form.distro, backend=form.backend, key_uri=form.key_uri) as key:
             signing = _Cms(key) if form.method == "CMS" else _Raw(key, form.method)
             signed = source.with_signature(await signing.sign(source.description))
-        await job.run(source.verify, signed, signing)
+        if bulk:
+            await job.run(source.verify, signed, signing)
+        else:
+            source.verify(signed, signing)
         return signed
 
 
@@ -270,7 +276,7 @@ def _read_source(form: SwupdateForm) -> "_Description | _Archive":
     upload = cast(Upload, form.sw_description)
     if upload.size > DESCRIPTION_MAX_BYTES:
         raise _too_long(upload.size)
-    description = upload.path.read_bytes()
+    description = upload.read(0, upload.size)
     described_files(description)
     return _Description(description)
 
@@ -292,7 +298,9 @@ class _Description:
         return Signed((signature,), SIGNATURE)
 
     def verify(self, signed: Signed, signing: _Raw | _Cms) -> None:
-        signing.verify(self.description, _read(signed.parts, 0, signed.size))
+        # a raw signature leaves as the key made and verified it
+        if isinstance(signing, _Cms):
+            signing.verify(self.description, _read(signed.parts, 0, signed.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +339,7 @@ class _Archive:
         if expected is None and member.magic != cpio.CRC:
             return
         sha256, checksum = hashlib.sha256(), 0
-        content = Signed((FileRange(self.upload.path, member.data_offset, member.size),), "")
+        content = Signed((FileRange(self.upload, member.data_offset, member.size),), "")
         for chunk in content.chunks(CHUNK_BYTES):
             sha256.update(chunk)
             if member.magic == cpio.CRC:
@@ -351,7 +359,7 @@ class _Archive:
         """The archive with the signature as its second member (core/stream_interface.c reads it there)."""
         first = self.members[0]
         member = cpio.encode(first.magic, SIGNATURE.encode(), signature, mtime=first.mtime)
-        head = FileRange(self.upload.path, 0, first.end)
+        head = FileRange(self.upload, 0, first.end)
         length = head.length + len(member) + self.files_range.length
         return Signed((head, member, self.files_range, cpio.trailer(first.magic, length)), _filename(self.upload))
 
@@ -387,10 +395,11 @@ def _unsound(fault: str) -> SigningFailed:
 
 def _read_archive(upload: Upload) -> _Archive:
     """Raises ArtifactRejected where the upload is no .swu that swupdate reads."""
-    with upload.path.open("rb") as file:
+    with upload.open() as file:
 
         def read_at(offset: int, length: int) -> bytes:
-            return os.pread(file.fileno(), length, offset)
+            file.seek(offset)
+            return file.read(length)
 
         try:
             members = list(cpio.members(read_at, upload.size))
@@ -404,7 +413,7 @@ def _read_archive(upload: Upload) -> _Archive:
             raise _too_long(description.size)
         # an old signature is dropped
         old = members.pop(0) if members and members[0].name == SIGNATURE.encode() else description
-        files_range = FileRange(upload.path, old.end, trailer.offset - old.end)
+        files_range = FileRange(upload, old.end, trailer.offset - old.end)
         content = read_at(description.data_offset, description.size)
         return _Archive(upload, content, (description, *members), files_range)
 
@@ -449,8 +458,7 @@ def _read(parts: tuple[bytes | FileRange, ...], offset: int, length: int) -> byt
 def _piece(part: bytes | FileRange, offset: int, length: int) -> bytes:
     if isinstance(part, bytes):
         return part[offset : offset + length]
-    with part.path.open("rb") as file:
-        return os.pread(file.fileno(), length, part.offset + offset)
+    return part.file.read(part.offset + offset, length)
 
 
 def _filename(upload: Upload) -> str:

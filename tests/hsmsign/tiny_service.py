@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from quart import Response
+from quart_schema import hide
 
 from hsmsign import log, problems, server
 from hsmsign.app import create_app
@@ -45,7 +46,7 @@ class Tiny:
             await job.run(time.sleep, form.seconds)
         if form.error is not None:
             raise error_named(form.error)
-        digest = await job.run(lambda: hashlib.sha256(form.artifact.path.read_bytes()).digest())
+        digest = await job.run(lambda: hashlib.sha256(form.artifact.read(0, form.artifact.size)).digest())
         async with job.keys.open("key", machine=form.machine) as key:
             return Signed((await key.sign(RsaPkcs1v15(Hash.SHA256), digest),), 'odd "name".sig')
 
@@ -66,7 +67,7 @@ class Echo:
     form: type[Form] = EchoForm
 
     async def sign(self, form: EchoForm, job: Job) -> Signed:
-        return Signed((b"head", FileRange(form.artifact.path, 0, form.artifact.size), b"tail"), "artifact")
+        return Signed((b"head", FileRange(form.artifact, 0, form.artifact.size), b"tail"), "artifact")
 
 
 def error_named(name: str) -> Exception:
@@ -76,6 +77,7 @@ def error_named(name: str) -> Exception:
     return kind(f"{name} happened.", "Do something about it.")
 
 
+@hide
 async def late() -> Response:
     """Does not read its body for two seconds."""
     await asyncio.sleep(2)
