@@ -35,7 +35,7 @@ def create_app(settings: Settings, signers: tuple[Signer, ...] = SIGNERS) -> Qua
     app.asgi_http_class = Connection
     app.asgi_websocket_class = NoWebsocket
     app.request_class = Request
-    app.url_map.merge_slashes = False
+    app.url_map.merge_slashes = False  # an answer is never a redirection
     app.config.update(
         MAX_CONTENT_LENGTH=None,  # `uploads` counts: this one looks at Content-Length only
         BODY_TIMEOUT=None,  # likewise

@@ -11,6 +11,8 @@ import socket
 import sys
 
 import hypercorn.asyncio
+import hypercorn.asyncio.run
+from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 from quart import Quart
@@ -67,6 +69,26 @@ async def run(app: Quart, settings: ServerSettings) -> None:
     except LifespanFailureError as failure:
         # Hypercorn raises it while it handles what went wrong at the start
         raise failure.__context__ or failure from None
+
+
+class _Connection(TCPServer):
+    """A connection that ends when its client closes it.
+
+    Hypercorn keeps it for the rest of its idle time: where each request has a connection of its own, descriptors
+    run out.
+    """
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        if not self.reader.at_eof():
+            await super()._idle_timeout()
+
+
+# it has no other hook, and does not say that it exports the name
+hypercorn.asyncio.run.TCPServer = _Connection  # type: ignore[attr-defined]
 
 
 def _config(settings: ServerSettings, listener: int) -> Config:

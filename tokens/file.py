@@ -5,13 +5,14 @@ kind = "file"
 root = "/etc/hsmsign/keys"
 """
 
+import errno
 import logging
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +23,8 @@ from tokens.secret import SecretSource
 from tokens.threads import Threads
 
 _log = logging.getLogger("tokens.file")
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 _READERS = 4
 """Reads at once: on a network file system one that hangs must not hold up the others."""
@@ -75,8 +78,13 @@ class FileProvider:
         return open_key(reference, self._read, self._settings.passphrase, self._signers)
 
     def _check(self) -> None:
-        try:
+        with self._root_trouble():
             os.scandir(self._settings.root).close()
+
+    @contextmanager
+    def _root_trouble(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ProviderUnavailable(
                 f"The key directory of provider {self.name} cannot be read: {error.strerror}.",
@@ -87,24 +95,31 @@ class FileProvider:
         return await self._readers.run(self._read_file, path, private)
 
     def _read_file(self, path: str, private: bool) -> bytes:
+        what = "key file" if private else "certificate file"
+        with self._root_trouble():
+            root = os.path.realpath(self._settings.root, strict=True)
         try:
-            with _open_below(self._settings.root, path) as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise KeyUnusable(f"{path} is not a regular file.", "Put the file itself there.")
+            descriptor = _open_below(root, path)
+            try:
+                mode = os.fstat(descriptor).st_mode
+                if not stat.S_ISREG(mode):
+                    raise KeyUnusable(f"The {what} is not a regular file.", "Put the file itself there.")
                 if private:
-                    self._warn_of_readers(path, status.st_mode)
-                data = file.read(KEY_FILE_MAX_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            raise KeyNotFound(
-                f"Provider {self.name} has no file {path}.", "Put the key there, or correct `object` in the grant."
-            ) from None
+                    self._warn_of_readers(path, mode)
+                data = os.read(descriptor, KEY_FILE_MAX_BYTES + 1)
+            finally:
+                os.close(descriptor)
         except OSError as error:
+            if error.errno in _NOT_THERE:
+                raise KeyNotFound(
+                    f"Provider {self.name} has no such {what}.",
+                    "Put the file below the root, or correct `object` or `certificate` in the grant.",
+                ) from None
             raise KeyUnusable(
-                f"{path} of provider {self.name} cannot be read: {error.strerror}.",
+                f"The {what} cannot be read from provider {self.name}: {error.strerror}.",
                 "Check that the service's user may read the file and enter its directory.",
             ) from None
-        return check_size(path, data)
+        return check_size(data)
 
     def _warn_of_readers(self, path: str, mode: int) -> None:
         if mode & (stat.S_IRGRP | stat.S_IROTH) and path not in self._warned:
@@ -112,13 +127,11 @@ class FileProvider:
             _log.warning("provider %s: others can read the key file %s; chmod 600 it", self.name, path)
 
 
-def _open_below(root: Path, path: str) -> BinaryIO:
+def _open_below(root: str, path: str) -> int:
     # A symbolic link may stay below the root (Kubernetes mounts secrets so) and not lead out of it. Whoever can swap
     # a directory between this look and the opening can as well replace the key.
-    below = os.path.realpath(root, strict=True)
-    target = os.path.realpath(Path(below, path), strict=True)
-    if os.path.commonpath([below, target]) != below:
-        raise KeyUnusable(f"{path} is a symbolic link that leads out of the root.", "Put the file below the root.")
+    target = os.path.realpath(Path(root, path), strict=True)
+    if os.path.commonpath([root, target]) != root:
+        raise KeyUnusable("The path leads out of the root by a symbolic link.", "Put the file itself below the root.")
     # O_NONBLOCK: opening a FIFO must not wait for its writer
-    descriptor = os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)

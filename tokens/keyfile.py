@@ -28,6 +28,9 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Pri
 KEY_FILE_MAX_BYTES = 64 * 1024
 """An RSA-16384 key in PEM has 13 KiB, a certificate about 2 KiB: more than this is not a key with its chain."""
 
+PATH_MAX_BYTES = 1024
+"""The longest key of an S3 object (Amazon S3 User Guide, "Naming Amazon S3 objects")."""
+
 RSA_MIN_BITS = 2048
 """NIST SP 800-131A revision 2, table 2: shorter keys may not sign."""
 
@@ -117,19 +120,20 @@ async def _load(
 
 def _checked(path: str) -> str:
     """A path below the root of a key store. Raises KeyNotFound where it could lead out of it."""
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+    if len(path.encode()) > PATH_MAX_BYTES or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
         raise KeyNotFound(
-            "The object's path does not lead to a place below the key store's root.",
-            "Write it relative to the root in the grant, without `.`, `..` and empty parts.",
+            "The path of the key or certificate cannot be one below the key store's root.",
+            f"Write it relative to the root in the grant: no `.`, `..` or empty part, {PATH_MAX_BYTES} bytes at most.",
         )
     return path
 
 
-def check_size(path: str, data: bytes) -> bytes:
+def check_size(data: bytes) -> bytes:
     """The data. Raises KeyUnusable where it is more than KEY_FILE_MAX_BYTES."""
     if len(data) > KEY_FILE_MAX_BYTES:
         raise KeyUnusable(
-            f"{path} has more than {KEY_FILE_MAX_BYTES} bytes.", "Put a key file there, with its certificates at most."
+            f"The key or certificate file has more than {KEY_FILE_MAX_BYTES} bytes.",
+            "Put the key there, with its certificates at most.",
         )
     return data
 

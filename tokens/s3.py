@@ -127,7 +127,7 @@ class S3Provider:
             data = b""
             # to the end and one read more: there botocore compares length and checksum
             for chunk in body.iter_chunks(KEY_FILE_MAX_BYTES):
-                data = check_size(path, data + chunk)
+                data = check_size(data + chunk)
         return data
 
     async def _call(self, function: Callable[["S3Client"], T]) -> T:
@@ -190,7 +190,7 @@ class S3Provider:
         if code == "NoSuchBucket":
             return ProviderUnavailable(f"{said}.", "Check `bucket`, `endpoint_url` and `region`.", retry_after=60)
         if status == 404:
-            return KeyNotFound(f"{said}.", "Put the key there, or correct `object` in the grant.")
+            return KeyNotFound(f"{said}.", "Put the object there, or correct `object` or `certificate` in the grant.")
         if code in ("AccessDenied", "403"):
             return _AccessDenied(
                 f"{said}.",

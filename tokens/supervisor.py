@@ -13,6 +13,7 @@ worker has one again.
 
 import asyncio
 import contextlib
+import copy
 import logging
 import os
 import signal
@@ -128,7 +129,7 @@ class Supervisor:
         if self._stopping:
             raise ProviderUnavailable("The service is stopping.", "Send the request again.")
         if self.trouble is not None:
-            raise self.trouble
+            raise copy.copy(self.trouble)  # raised as it is, its traceback would grow with each call
         if len(self._queue) >= self.limits.queue_depth:
             raise ProviderBusy(
                 f"{len(self._queue)} calls are waiting for the token already.", "Send fewer requests at once."
@@ -188,7 +189,7 @@ class Supervisor:
     def fail_queued(self, error: Error) -> None:
         """Every waiting call gets this error."""
         while self._queue:
-            _fail(self._queue.popleft(), error)
+            _fail(self._queue.popleft(), copy.copy(error))
 
     def _watch_queue(self) -> None:
         """Fails calls that waited for too long. The head is always the oldest."""

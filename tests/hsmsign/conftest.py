@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SCRIPT = Path(__file__).parent / "tiny_service.py"
 
@@ -46,7 +48,6 @@ class Service:
     key: rsa.RSAPrivateKey
     lines: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
-    _threads: int = 0
 
     eventually = staticmethod(eventually)
 
@@ -86,7 +87,9 @@ class Service:
 
     def post(self, path: str = "/sign/tiny", **fields: Any) -> httpx.Response:
         """Posts a form: bytes are files, text is text."""
-        files = [(name, ("name", value) if isinstance(value, bytes) else (None, value)) for name, value in fields.items()]
+        files = [
+            (name, ("name", value) if isinstance(value, bytes) else (None, value)) for name, value in fields.items()
+        ]
         return httpx.post(self.url + path, files=files, timeout=60, verify=NO_TLS)
 
     def connect(self) -> socket.socket:
@@ -97,17 +100,15 @@ class Service:
         return [path.name for path in self.spool.glob("*/*")]
 
     def threads(self) -> list[str]:
-        return [
-            (task / "comm").read_text().strip() for task in Path(f"/proc/{self.process.pid}/task").iterdir()
-        ]
+        return [(task / "comm").read_text().strip() for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
 
     def children(self) -> list[str]:
         return Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 
     def descriptors(self) -> list[str]:
-        """What it has open below the spool."""
-        links = (os.readlink(link) for link in Path(f"/proc/{self.process.pid}/fd").iterdir())
-        return [link for link in links if link.startswith(f"{self.spool}/") and link.count("/") > str(self.spool).count("/") + 1]
+        """The files of jobs that it has open."""
+        links = (str(link.readlink()) for link in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        return [link for link in links if re.match(f"{self.spool}/[^/]+/", link)]
 
     def memory(self, name: str = "VmRSS") -> int:
         """A value of /proc/PID/status, in bytes."""
@@ -155,7 +156,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, rsa.RSAPrivate
     """A directory of key files, and the private key of `tiny`."""
     directory = tmp_path_factory.mktemp("keys")
     rsa_key = rsa.generate_private_key(65537, 2048)
-    for name, key in (("rsa.pem", rsa_key), ("p256.pem", ec.generate_private_key(ec.SECP256R1()))):
+    other_keys = {"p256.pem": ec.generate_private_key(ec.SECP256R1()), "ed25519.pem": Ed25519PrivateKey.generate()}
+    for name, key in {"rsa.pem": rsa_key, **other_keys}.items():
         (directory / name).touch(0o600)
         (directory / name).write_bytes(
             key.private_bytes(
@@ -178,9 +180,13 @@ def start_service(
         settings = {
             "providers": {"files": {"kind": "file", "root": str(directory)}},
             "grants": [
-                {"name": "tiny", "signer": "tiny", "role": "key", "machine": "abc*", "provider": "files", "object": "rsa.pem", "digest": True},
-                {"name": "gone", "signer": "tiny", "role": "key", "machine": "gone", "provider": "files", "object": "none.pem"},
-                {"name": "echo", "signer": "echo", "role": "key", "provider": "files", "object": "p256.pem", "digest": True},
+                {"provider": "files", "signer": signer, "role": "key", "name": name, **grant}
+                for name, signer, grant in (
+                    ("tiny", "tiny", {"object": "rsa.pem", "machine": "abc*", "digest": True}),
+                    ("gone", "tiny", {"object": "none.pem", "machine": "gone"}),
+                    ("echo", "echo", {"object": "p256.pem", "machine": "abc*", "digest": True}),
+                    ("edwards", "echo", {"object": "ed25519.pem", "machine": "edwards", "digest": True}),
+                )
             ],
             "limits": tables.pop("limits", {}),
             "log": {"format": "json", **tables.pop("log", {})},

@@ -37,7 +37,7 @@ def test_memory_does_not_grow_with_the_upload(start_service: Any) -> None:
     service = start_service().wait_until_serving()
     assert service.post(machine="abc", artifact=bytes(MIB)).status_code == 200
     before = service.memory("VmHWM")
-    artifact = bytes(300 * MIB)
+    artifact = bytes(100 * MIB)
     answer = service.post("/sign/echo", machine="abc", artifact=artifact)
     assert len(answer.content) == len(artifact) + 8
     assert service.memory("VmHWM") - before < 20 * MIB
@@ -70,18 +70,27 @@ def test_an_unread_body_does_not_keep_a_refusal_from_a_client_that_leaves(servic
         with service.connect() as connection:
             connection.sendall(late(100 * MIB).replace(b"/late", b"/none") + bytes(4 * MIB))
     service.assert_clean()
-    with socket.socket() as probe:
-        probe.connect(("127.0.0.1", service.port))
-    service.eventually(lambda: open_connections(service) == 0, f"connections end {open_connections(service)}")
+    service.eventually(lambda: not open_connections(service), "it has closed them")
 
 
-def open_connections(service: Any) -> int:
+def test_a_connection_ends_with_its_client(service: Any) -> None:
+    with service.connect():
+        pass
+    service.assert_clean()
+    with service.connect() as connection:
+        connection.sendall(late(1) + b"x")
+    # while the service waits before it reads
+    assert open_connections(service)
+    service.eventually(lambda: not open_connections(service), "it has closed them")
+
+
+def open_connections(service: Any) -> list[list[str]]:
     """Connections to the service that it has not closed."""
     port = f":{service.port:04X}"
     with open("/proc/net/tcp") as table:  # noqa: PTH123
         rows = [line.split() for line in table.readlines()[1:]]
     listening, time_wait = "0A", "06"
-    return sum(1 for row in rows if row[1].endswith(port) and row[3] not in (listening, time_wait))
+    return [row[1:5] for row in rows if row[1].endswith(port) and row[3] not in (listening, time_wait)]
 
 
 def test_every_request_has_another_id(service: Any) -> None:

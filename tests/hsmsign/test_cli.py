@@ -117,7 +117,7 @@ class TestServe:
         assert "Traceback" not in done.stderr
 
     def test_another_address_is_warned_of(self, softhsm) -> None:
-        arguments = [PROGRAM, "serve", "--config", softhsm.config, "--port", "0", "--address", "0.0.0.0"]
+        arguments = [PROGRAM, "serve", "--config", softhsm.config, "--port", "0", "--address", "0.0.0.0"]  # noqa: S104 - what is tested
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             assert process.stdout is not None
             lines = [next(process.stdout), next(process.stdout)]
@@ -175,7 +175,7 @@ def problem(status: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], N
 @pytest.fixture
 def answers() -> Iterator[Answers]:
     with Answers() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
         server.shutdown()
@@ -202,12 +202,7 @@ class TestClient:
         assert sign(answers.url, "--method", "CMS").exit_code == 0
         assert (tmp_path / "out/signed").read_bytes() == b"signed"
         (body,) = answers.bodies
-        parts = body.split(body.partition(b"\r\n")[0])
-        assert [re.findall(rb'name="([^"]+)"', part) for part in parts[1:-1]] == [
-            [b"distro"],
-            [b"sw-description", b"sw-description"],
-            [b"method"],
-        ] or sorted(body.count(name) for name in (b'name="distro"', b'name="method"', b'filename="')) == [1, 1, 1]
+        assert re.findall(rb'name="([^"]+)"', body) == [b"distro", b"method", b"sw-description", b"sw-description"]
         assert DESCRIPTION in body
         assert b"key-uri" not in body
 
@@ -327,7 +322,7 @@ class TestOptions:
         loaded = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True
         ).stdout.split()
-        assert {"quart", "hypercorn", "boto3", "hsmsign.settings", "rich"}.isdisjoint(loaded)
+        assert {"quart", "hypercorn", "boto3", "hsmsign.settings"}.isdisjoint(loaded)
 
 
 class TestProgress:

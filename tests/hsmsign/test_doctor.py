@@ -87,7 +87,7 @@ async def test_a_wrong_pin_is_tried_once_however_often_the_doctor_comes(own_soft
 
 
 async def test_a_pin_file_that_is_missing_or_open_to_others(own_softhsm) -> None:
-    own_softhsm.pin_file.chmod(0o644)
+    own_softhsm.pin_file.chmod(0o640)
     (warning,) = await found(own_softhsm.config, Level.WARNING)
     assert (warning.subject, warning.hint) == ("providers.softhsm.pin", f"chmod 600 {own_softhsm.pin_file}")
     own_softhsm.pin_file.unlink()

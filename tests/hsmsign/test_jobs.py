@@ -24,7 +24,10 @@ def leave(service: Any) -> Callable[..., None]:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
                 service.url + path,
-                files=[(name, ("x", value) if isinstance(value, bytes) else (None, value)) for name, value in fields.items()],
+                files=[
+                    (name, ("x", value) if isinstance(value, bytes) else (None, value))
+                    for name, value in fields.items()
+                ],
                 timeout=httpx.Timeout(30, read=0.2),
             )
 
@@ -199,7 +202,9 @@ def test_stopping_does_not_wait_for_ever(start_service: Any, tmp_path: Path, num
 
 
 def test_stopping_cuts_off_a_reader_that_stops(start_service: Any, tmp_path: Path) -> None:
-    service = start_service(spool=tmp_path, server={"drain_timeout_s": 0.5, "keep_alive_timeout_s": 2}).wait_until_serving()
+    service = start_service(
+        spool=tmp_path, server={"drain_timeout_s": 0.5, "keep_alive_timeout_s": 2}
+    ).wait_until_serving()
     with slow_connection(service) as connection:
         connection.sendall(echo(bytes(20 * MIB)))
         connection.recv(1000)

@@ -124,7 +124,11 @@ class TestChoice:
                 await name_of(keys, root, signer="firmware", distro="poky")
 
     async def test_a_template_is_filled_with_the_name_of_the_request(self, keyring, root: Path) -> None:
-        async with keyring(grant("each", "{distro}/swupdate/rsa.key")) as keys:
+        async with keyring(
+            grant("each", "{distro}/swupdate/rsa.key"), grant("c", "{distro}/rsa.key", role="cms")
+        ) as keys:
+            with pytest.raises(KeyNotFound):
+                await name_of(keys, root, role="cms", distro="one/swupdate")
             assert await name_of(keys, root, distro="one") == "one/swupdate/rsa.key"
             assert await name_of(keys, root, distro="two") == "two/swupdate/rsa.key"
             for name in ("three", "..", "one/../two", "../" + root.name + "/one", "/etc", "", "a\0b"):

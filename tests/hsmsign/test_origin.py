@@ -14,7 +14,18 @@ def named(start_service: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST", "localhost:1", "127.0.0.1", "127.0.0.1:80", "[::1]:9999", "10.1.2.3", "signer.example:80", "signer.example."]
+    "host",
+    [
+        "localhost",
+        "LOCALHOST",
+        "localhost:1",
+        "127.0.0.1",
+        "127.0.0.1:80",
+        "[::1]:9999",
+        "10.1.2.3",
+        "signer.example:80",
+        "signer.example.",
+    ],
 )
 def test_its_own_names_are_good(named: Any, host: str) -> None:
     assert httpx.post(named.url + "/sign/tiny", files=FORM, headers={"Host": host}).status_code == 200
@@ -22,8 +33,8 @@ def test_its_own_names_are_good(named: Any, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["rebind.attacker.example", "rebind.attacker.example:9999", "localhost.attacker.example", "127.0.0.1.attacker.example",
-     "signer.example.attacker.example", "", "[::1", "[v1.x]", "user@localhost.example", "1", "0x7f.1"],
+    ["rebind.attacker.example", "rebind.attacker.example:9999", "localhost.attacker.example",
+     "127.0.0.1.attacker.example", "signer.example.attacker.example", "", "[::1", "[v1.x]", "user@localhost.example", "1", "0x7f.1"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/sign/tiny", "/healthz", "/keys", "/none"])
 def test_a_foreign_host_is_refused(named: Any, host: str, path: str) -> None:
@@ -52,7 +63,9 @@ def test_a_cross_site_request_is_refused(named: Any, headers: dict[str, str]) ->
     named.assert_clean()
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://127.0.0.1:{port}"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}])
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://127.0.0.1:{port}"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
+)
 def test_its_own_pages_are_good(named: Any, headers: dict[str, str]) -> None:
     headers = {name: value.replace("{port}", str(named.port)) for name, value in headers.items()}
     assert httpx.post(named.url + "/sign/tiny", files=FORM, headers=headers).status_code == 200

@@ -78,7 +78,9 @@ def test_a_busy_provider_says_when_to_come_again(service: Any) -> None:
     assert int(answer.headers["Retry-After"]) == 5
 
 
-@pytest.mark.parametrize("path", ["/", "/none", "/sign", "/sign/", "//keys", "/keys/", "/docs", "/redocs", "/scalar", "/static/x"])
+@pytest.mark.parametrize(
+    "path", ["/", "/none", "/sign", "/sign/", "/keys/", "/docs", "/redocs", "/scalar", "/static/x"]
+)
 def test_an_unknown_endpoint_is_a_problem(service: Any, path: str) -> None:
     service.assert_problem(httpx.get(service.url + path), 404, "no-such-endpoint")
 

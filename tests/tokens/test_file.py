@@ -140,9 +140,11 @@ async def test_root_that_is_a_link(root: Path) -> None:
 async def test_no_regular_file(provider: FileProvider, root: Path) -> None:
     os.mkfifo(root / "fifo")
     began = time.monotonic()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     for path in ("fifo", "poky"):
-        with pytest.raises(KeyUnusable):
+        with pytest.raises(KeyUnusable, match="not a regular file"):
             await sign(provider, path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     assert time.monotonic() - began < 5, "a FIFO without a writer must not be waited for"
 
 
@@ -220,6 +222,8 @@ async def test_check_of_a_root_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(ProviderUnavailable) as caught:
             await provider.check()
         assert "root" in caught.value.hint
+        with pytest.raises(ProviderUnavailable) if root.name == "absent" else pytest.raises(KeyNotFound):
+            await sign(provider, "key")
         await provider.stop()
 
 
