@@ -26,7 +26,7 @@ lint: setup ## ruff, mypy, import-linter, shellcheck
 	@shellcheck scripts/setup scripts/unpack-debian scripts/make-constraints scripts/run .ci/run
 
 bench: setup ## rates and memory on a SoftHSM token, writes bench-report.json
-	@$(BIN)/python bench/bench.py $(ARGS)
+	@$(BIN)/python bench $(ARGS)
 
 constraints: setup ## constraints.txt anew, from the newest releases
 	@scripts/make-constraints

@@ -32,6 +32,8 @@ REPORT = Path("bench-report.json")
 CLIENTS = (16, 1)
 SECONDS_MAX = 60
 ROUNDS_MAX = 100
+TABLE_WIDTH = 120
+"""In columns, where the output is no terminal."""
 
 TOKEN_RATIO_WANTED = 0.7
 UPLOAD_EXTRA_MIB_WANTED = 20
@@ -101,7 +103,9 @@ class Bench:
             service(self.config, self.log, workers) as running,
             bare_workers(provider, str(settings.server.state_directory), workers) as bare,
         ):
-            self.check(running.url, request)
+            request.check(first_answer(running.url, request))
+            if peer:
+                first_answer(peer, request)  # by another key: that it signs is all that can be said
             for number in range(self.plan.rounds):
                 self.say(f"{request.case}, {workers} worker(s), round {number + 1} of {self.plan.rounds}")
                 for clients in CLIENTS:
@@ -118,12 +122,6 @@ class Bench:
     def drive(self, bare: list[BareWorker], request: Request) -> float:
         """The bare workers' rate."""
         return drive(bare, request, self.plan.seconds)
-
-    def check(self, url: str, request: Request) -> None:
-        """The first answer is a signature, or nothing is measured."""
-        headers = {"Content-Type": request.content_type}
-        response = httpx.post(url + request.path, content=request.body, headers=headers)
-        request.check(response.raise_for_status().content)
 
     def upload(self, mib: int) -> Row:
         """A whole .swu, uploaded, signed and answered by a service that has just been started."""
@@ -160,6 +158,12 @@ class Bench:
         self.console.print(what, style="dim", highlight=False)
 
 
+def first_answer(url: str, request: Request) -> bytes:
+    """A server that does not sign is not measured. Raises httpx.HTTPError."""
+    headers = {"Content-Type": request.content_type}
+    return httpx.post(url + request.path, content=request.body, headers=headers).raise_for_status().content
+
+
 def load_row(case: str, clients: int, workers: int | None, loads: Sequence[Load], ratio: float | None) -> Row:
     """The medians of the rounds; errors are of all of them."""
     return Row(
@@ -181,8 +185,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def main() -> None:
     plan, peer = options()
-    console = Console()
-    rows = list(Bench(plan, peer, console).rows())
+    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    try:
+        rows = list(Bench(plan, peer, console).rows())
+    except httpx.HTTPError as error:
+        sys.exit(f"bench: a server does not sign: {error}")
     REPORT.write_text(json.dumps([rounded(row) for row in rows], indent=2) + "\n")
     console.print(table(rows))
     for line in verdicts(rows):
@@ -217,7 +224,7 @@ def rounded(row: Row) -> dict[str, str | int | float | None]:
 def table(rows: list[Row]) -> Table:
     """The rows for a terminal."""
     numbers = ("clients", "workers", "per second", "p50 ms", "p99 ms", "errors", "token ratio", "peak MiB")
-    table = Table("case", *(Column(name, justify="right") for name in numbers))
+    table = Table(Column("case", no_wrap=True), *(Column(name, justify="right") for name in numbers))
     for row in rows:
         table.add_row(
             row.case,

@@ -18,7 +18,8 @@ end
 function done(summary, latency, requests)
    local errors = summary.errors
    -- wrk counts durations and latencies in microseconds
-   io.write(string.format('{"requests": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "errors": %d}\n',
-      summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+   io.write(string.format('{"signed": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "errors": %d}\n',
+      summary.requests - errors.status, summary.duration / 1e6,
+      latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
       errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end

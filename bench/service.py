@@ -34,10 +34,10 @@ def service(config: Path, log: Path, sessions: int) -> Iterator[Service]:
     """`hsmsign serve` on a free port of 127.0.0.1, ready to sign, with that many token workers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    hsmsign = sys.executable  # TEMP
+    hsmsign = Path(sys.executable).with_name("hsmsign")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [hsmsign, "/tmp/serve.py", "--config", config, "--port", str(port)],
+            [hsmsign, "serve", "--config", config, "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

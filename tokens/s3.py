@@ -15,6 +15,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -57,7 +58,9 @@ class S3Settings(BaseModel):
     """The bucket's name."""
     prefix: str = ""
     """The "directory" of the bucket that objects and certificates are below."""
-    endpoint_url: Annotated[str, Field(pattern=r"\Ahttps?://[^/\s]+")] | None = None
+    endpoint_url: (
+        Annotated[str, Field(pattern=r"\Ahttps?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]+)?(/\S*)?\z")] | None
+    ) = None
     """Another S3 server than Amazon's; the bucket then stands in the path of the URL, not in the host's name."""
     region: str | None = None
     """The bucket's region, where the environment or profile does not say it."""
@@ -131,7 +134,7 @@ class S3Provider:
         return data
 
     async def _call(self, function: Callable[["S3Client"], T]) -> T:
-        """Runs `function` in a thread, for `call_timeout_s` at most; its thread ends then too."""
+        """Runs `function` in a thread, for `call_timeout_s` at most; its thread ends then too, or after a pause."""
         call = _Call()
         try:
             async with asyncio.timeout(self._settings.call_timeout_s):
@@ -155,7 +158,7 @@ class S3Provider:
             return function(self._connected())
         except ClientError as error:
             raise self._answered(error) from None
-        except (BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
+        except (BotoCoreError, ResponseParserError, HTTPError, OSError, CancelledError) as error:
             raise self._failed(error) from None
         finally:
             call.release()
@@ -187,6 +190,12 @@ class S3Provider:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         said = f"S3 (provider {self.name}) answered {_printable(code)}"
+        if error.operation_name != "GetObject":
+            # the security token service was asked, for a role's credentials
+            return ProviderRefused(
+                f"Provider {self.name} got no AWS credentials: {error.operation_name} was answered {_printable(code)}.",
+                "Check the service's role and who may assume it.",
+            )
         if code == "NoSuchBucket":
             return ProviderUnavailable(f"{said}.", "Check `bucket`, `endpoint_url` and `region`.", retry_after=60)
         if status == 404:
@@ -196,11 +205,10 @@ class S3Provider:
                 f"{said}.",
                 "Grant s3:GetObject, and check the path: without s3:ListBucket S3 says this of a missing key too.",
             )
-        if status in (401, 403) or code in _BAD_TOKEN:
-            return ProviderRefused(f"{said}.", "Check the service's AWS credentials, and its clock.")
-        if status < 500 and code not in _SLOW_DOWN:
-            return ProviderRefused(f"{said}.", "Check `endpoint_url` and `region` in the provider's settings.")
-        return ProviderUnavailable(f"{said}.", "Try again later.")
+        if status >= 500 or code in _SLOW_DOWN:
+            return ProviderUnavailable(f"{said}.", "Try again later.")
+        at_fault = "credentials, and its clock" if status in (401, 403) or code in _BAD_TOKEN else "endpoint and region"
+        return ProviderRefused(f"{said}.", f"Check the service's AWS {at_fault}.")
 
     def _failed(self, error: Exception) -> ProviderProblem:
         """The error where S3 did not answer, or was not even asked."""
@@ -260,10 +268,11 @@ class _Call:
         self._connection: Any = None
 
     def use(self, connection: Any) -> None:
-        """This connection works for the call from now on. Raises TimeoutError after `abort`: no further attempt."""
+        """This connection works for the call from now on. Raises CancelledError after `abort`."""
         with self._lock:
             if self._over:
-                raise TimeoutError("the call has been broken off")
+                # of all that a connection can raise only this does not make botocore try again
+                raise CancelledError
             self._connection = connection
 
     def release(self) -> None:
@@ -298,6 +307,8 @@ def _breakable(base: Any) -> Any:
         def connect(self) -> None:
             _thread.call.use(self)
             super().connect()
+            # an abort that came before there was a socket has not shut it down
+            _thread.call.use(self)
 
         def request(self, *args: Any, **kwargs: Any) -> Any:
             _thread.call.use(self)

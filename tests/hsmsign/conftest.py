@@ -1,5 +1,6 @@
 """The service with small signers, in a process of its own, and what must be true of it after every request."""
 
+import contextlib
 import json
 import os
 import re
@@ -107,8 +108,12 @@ class Service:
 
     def descriptors(self) -> list[str]:
         """The files of jobs that it has open."""
-        links = (str(link.readlink()) for link in Path(f"/proc/{self.process.pid}/fd").iterdir())
-        return [link for link in links if re.match(f"{self.spool}/[^/]+/", link)]
+        found = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            # others are opened and closed meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                found.append(str(link.readlink()))
+        return [path for path in found if re.match(f"{self.spool}/[^/]+/", path)]
 
     def memory(self, name: str = "VmRSS") -> int:
         """A value of /proc/PID/status, in bytes."""

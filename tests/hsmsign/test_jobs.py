@@ -15,6 +15,9 @@ import pytest
 
 MIB = 1024 * 1024
 
+ON_DISK = bytes(100_000)
+"""An artifact that is too large to stay in memory."""
+
 
 @pytest.fixture
 def leave(service: Any) -> Callable[..., None]:
@@ -35,7 +38,7 @@ def leave(service: Any) -> Callable[..., None]:
 
 
 def test_a_client_that_hangs_up_while_signing_does_not_stop_the_job(service: Any, leave: Callable[..., None]) -> None:
-    leave(machine="abc", artifact=b"x", seconds="1")
+    leave(machine="abc", artifact=ON_DISK, seconds="1")
     # its thread runs on, and its files stay until the thread has ended
     assert sorted(file.rpartition(".")[2] for file in service.files()) == ["0", "d"]
     service.assert_clean()
@@ -43,7 +46,7 @@ def test_a_client_that_hangs_up_while_signing_does_not_stop_the_job(service: Any
 
 def test_a_job_that_fails_after_its_client_has_left_is_logged(service: Any, leave: Callable[..., None]) -> None:
     before = len(service.requests())
-    leave(machine="abc", artifact=b"x", seconds="0.5", error="RuntimeError")
+    leave(machine="abc", artifact=ON_DISK, seconds="0.5", error="RuntimeError")
     service.eventually(
         lambda: any(line.get("problem") == "internal-error" for line in service.requests()[before:]), "it is logged"
     )
@@ -52,7 +55,7 @@ def test_a_job_that_fails_after_its_client_has_left_is_logged(service: Any, leav
 
 def test_a_job_that_takes_too_long_is_given_up(service: Any) -> None:
     began = time.monotonic()
-    problem = service.assert_problem(service.post(machine="abc", artifact=b"x", seconds="4"), 504, "job-timeout")
+    problem = service.assert_problem(service.post(machine="abc", artifact=ON_DISK, seconds="4"), 504, "job-timeout")
     assert 3 <= time.monotonic() - began < 4
     assert "3 s" in problem["detail"]
     # the thread cannot be stopped: its files stay for it
@@ -63,9 +66,9 @@ def test_a_job_that_takes_too_long_is_given_up(service: Any) -> None:
 def test_only_so_many_jobs_run_at_once(start_service: Any) -> None:
     service = start_service(limits={"jobs_max": 2}).wait_until_serving()
     with ThreadPoolExecutor(2) as pool:
-        running = [pool.submit(service.post, machine="abc", artifact=b"x", seconds="1") for _ in range(2)]
+        running = [pool.submit(service.post, machine="abc", artifact=ON_DISK, seconds="1") for _ in range(2)]
         service.eventually(lambda: len(service.files()) == 4, "two jobs run")
-        service.assert_problem(service.post(machine="abc", artifact=b"x"), 503, "too-many-jobs")
+        service.assert_problem(service.post(machine="abc", artifact=ON_DISK), 503, "too-many-jobs")
         assert httpx.get(service.url + "/healthz").status_code == 200
     assert [answer.result().status_code for answer in running] == [200, 200]
     service.assert_clean()
@@ -152,20 +155,20 @@ def test_what_a_dead_instance_left_is_removed(start_service: Any, tmp_path: Path
 
 def post_and_fail(service: Any) -> None:
     with pytest.raises(httpx.HTTPError):
-        service.post(machine="abc", artifact=b"x", seconds="20")
+        service.post(machine="abc", artifact=ON_DISK, seconds="20")
 
 
 def test_stopping_finishes_what_runs_and_refuses_what_comes(start_service: Any, tmp_path: Path) -> None:
     service = start_service(spool=tmp_path).wait_until_serving()
     with ThreadPoolExecutor(1) as pool, service.connect() as idle:
-        running = pool.submit(service.post, machine="abc", artifact=b"x", seconds="1.5")
+        running = pool.submit(service.post, machine="abc", artifact=ON_DISK, seconds="1.5")
         service.eventually(service.files, "a job runs")
         service.process.send_signal(signal.SIGTERM)
         service.wait_for("stopping")
         assert idle.recv(1) == b"", "an idle connection is closed"
         with pytest.raises(httpx.ConnectError):
-            service.post(machine="abc", artifact=b"x")
-        service.verify(running.result().content, b"x")
+            service.post(machine="abc", artifact=ON_DISK)
+        service.verify(running.result().content, ON_DISK)
     assert service.process.wait(10) == 0
     assert not list(tmp_path.iterdir())
 
@@ -175,7 +178,7 @@ def test_stopping_waits_for_the_jobs_of_clients_that_have_left(start_service: An
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             service.url + "/sign/tiny",
-            files={"machine": (None, "abc"), "artifact": ("x", b"x"), "seconds": (None, "1.5")},
+            files={"machine": (None, "abc"), "artifact": ("x", ON_DISK), "seconds": (None, "1.5")},
             timeout=httpx.Timeout(30, read=0.5),
         )
     began = time.monotonic()
@@ -189,7 +192,7 @@ def test_stopping_does_not_wait_for_ever(start_service: Any, tmp_path: Path, num
     drain_timeout_s = 0.5 if len(numbers) == 1 else 60
     service = start_service(spool=tmp_path, server={"drain_timeout_s": drain_timeout_s}).wait_until_serving()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(service.post, machine="abc", artifact=b"x", seconds="3")
+        running = pool.submit(service.post, machine="abc", artifact=ON_DISK, seconds="3")
         service.eventually(service.files, "a job runs")
         began = time.monotonic()
         for number in numbers:
@@ -227,7 +230,7 @@ def test_a_spool_that_is_a_link_is_refused(start_service: Any, tmp_path: Path) -
 
 def test_files_are_private(service: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(service.post, machine="abc", artifact=b"x", seconds="0.5")
+        running = pool.submit(service.post, machine="abc", artifact=ON_DISK, seconds="0.5")
         service.eventually(lambda: len(service.files()) == 2, "a job runs")
         paths = [service.spool, *service.spool.glob("*"), *service.spool.glob("*/*")]
         modes = {oct(path.stat().st_mode & 0o777) for path in paths}

@@ -34,7 +34,8 @@ def test_its_own_names_are_good(named: Any, host: str) -> None:
 @pytest.mark.parametrize(
     "host",
     ["rebind.attacker.example", "rebind.attacker.example:9999", "localhost.attacker.example",
-     "127.0.0.1.attacker.example", "signer.example.attacker.example", "", "[::1", "[v1.x]", "user@localhost.example", "1", "0x7f.1"],
+     "127.0.0.1.attacker.example", "signer.example.attacker.example", "", "[::1", "[v1.x]", "user@localhost.example",
+     "1", "0x7f.1"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/sign/tiny", "/healthz", "/keys", "/none"])
 def test_a_foreign_host_is_refused(named: Any, host: str, path: str) -> None:

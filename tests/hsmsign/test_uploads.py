@@ -298,7 +298,7 @@ def test_a_chunked_upload_arrives(service: Any) -> None:
 def test_a_clients_file_name_names_no_file(service: Any) -> None:
     names = "../../canary", "/tmp/canary", "canary\0", "c" * 3000  # noqa: S108
     for name in names:
-        files = [GOOD[0], ("artifact", (name, b"hello")), ("seconds", (None, "0.3"))]
+        files = [GOOD[0], ("artifact", (name, bytes(100_000))), ("seconds", (None, "0.3"))]
         with httpx.Client() as client:
             request = client.build_request("POST", service.url + "/sign/tiny", files=files)
             body = request.read()

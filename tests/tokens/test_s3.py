@@ -173,6 +173,20 @@ async def test_no_credentials(s3_endpoint: str, bucket: str, monkeypatch: pytest
         assert await sign(provider, "poky/swupdate/private.key")
 
 
+async def test_role_that_may_not_be_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token service's AccessDenied is not the bucket's."""
+    (tmp_path / "token").write_text("a web identity")
+    body = b"<ErrorResponse>" + error_body("AccessDenied").removeprefix(b"<?xml version='1.0'?>") + b"</ErrorResponse>"
+    async with serving(answering("403 Forbidden", body)) as server, running(server.url) as provider:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/signing")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.url)
+        with pytest.raises(ProviderRefused, match="AssumeRoleWithWebIdentity was answered AccessDenied"):
+            await provider.check()
+
+
 Handler = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -280,6 +294,26 @@ async def test_trickling(begin: bytes) -> None:
             assert [type(result) for result in results] == [ProviderTimeout] * 6
         assert server.requests <= 6, "a call that was broken off is not tried again"
     assert time.monotonic() - began < 5
+
+
+async def test_connection_that_comes_too_late() -> None:
+    """The call is over before it has a socket that could be shut down."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(2):  # its queue is full: whoever comes next is not connected yet
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        made = Server(never)
+        async with running(f"http://127.0.0.1:{listener.getsockname()[1]}", call_timeout_s=0.5) as provider:
+            with pytest.raises(ProviderTimeout):
+                await sign(provider, "key")
+            began = time.monotonic()
+            async with await asyncio.start_server(made.serve, sock=listener):
+                await provider.stop()
+            assert 0.1 < time.monotonic() - began < 8, "the thread was still connecting, and gave up when it had"
 
 
 async def test_client_that_hangs_up() -> None:
@@ -477,6 +511,8 @@ async def test_canary(
         {"bucket": ""},
         {"endpoint_url": "127.0.0.1:9000"},
         {"endpoint_url": "file:///keys"},
+        {"endpoint_url": "http://a b"},
+        {"endpoint_url": "http://host\n"},
         {"attempts": 0},
         {"call_timeout_s": 0},
         {"secret_access_key": "text"},
