@@ -22,7 +22,8 @@ _fields: ContextVar[dict[str, object] | None] = ContextVar("fields", default=Non
 def configure(settings: LogSettings) -> None:
     """Sends this log, and the warnings of every library, to standard error in the form that is asked for."""
     renderer: structlog.typing.Processor
-    if settings.format == "json":
+    as_json = settings.format == "json" or (settings.format is None and not sys.stderr.isatty())
+    if as_json:
         renderer = structlog.processors.JSONRenderer()
     else:
         # rich's tracebacks would print the values of variables
@@ -33,7 +34,7 @@ def configure(settings: LogSettings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if settings.format == "json":
+    if as_json:
         shared.append(structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*shared, renderer],

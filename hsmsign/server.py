@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import ipaddress
 import logging
 import os
@@ -33,7 +34,10 @@ async def serve(settings: Settings) -> None:
     """
     harden()
     log.configure(settings.log)
-    await run(create_app(settings), settings.server)
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()  # a full collection looks at what there is by now and stays: it would hold up every request
+    await run(app, settings.server)
 
 
 async def run(app: Quart, settings: ServerSettings) -> None:
@@ -112,8 +116,9 @@ def listen(settings: ServerSettings) -> socket.socket:
         # a client that does not read would keep its connection, even a closed one, for ever (tcp(7))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(settings.keep_alive_timeout_s * 1000))
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # socket repeats the address there
         raise Error(
-            f"Cannot listen on {settings.address} port {settings.port}: {error.strerror}.",
+            f"Cannot listen on {settings.address} port {settings.port}: {reason}.",
             "Choose another address or port, or stop what listens there.",
         ) from None
     if not ipaddress.ip_address(address[0]).is_loopback:

@@ -113,7 +113,7 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe events that are logged."""
-    format: Literal["json", "console"] = "console"
+    format: Literal["json", "console"] | None = None
     """One JSON object a line, or text to read."""
 
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tokens.certificates import check_certifies, load_certificates
+from tokens.certificates import certifies, check_certifies, load_certificates
 from tokens.errors import Error, KeyUnusable, ProviderUnavailable, SigningFailed
 from tokens.frames import Header, scheme_to_wire
 from tokens.provider import KeyReference, PublicKey
@@ -179,8 +179,9 @@ class Pkcs11Provider:
         if reference.certificate is not None:
             certificates = await asyncio.to_thread(_read_certificates, Path(reference.certificate))
         else:
-            loaded = (x509.load_der_x509_certificate(bytes.fromhex(der)) for der in answer.header["certificates"])
-            certificates = tuple(certificate for certificate in loaded if certificate.public_key() == public_key)[:1]
+            on_token = [bytes.fromhex(der) for der in answer.header["certificates"]]
+            certificates = tuple(found for der in on_token for found in _readable(der) if certifies(found, public_key))
+            certificates = certificates[:1]
         check_certifies(certificates, public_key)
         return _Found(public, public_key, certificates)
 
@@ -232,6 +233,14 @@ class Pkcs11Key:
 
 def _identity(reference: KeyReference) -> Header:
     return {"label": reference.object, "key_id": None if reference.id is None else reference.id.hex()}
+
+
+def _readable(der: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificate of an object on the token; none where it cannot be read, as another key's may be."""
+    try:
+        return load_certificates(der)
+    except KeyUnusable:
+        return ()
 
 
 def _read_certificates(path: Path) -> tuple[x509.Certificate, ...]:

@@ -1,5 +1,7 @@
 """Problems: each error answers with its own status and type, and none says too much."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -61,14 +63,20 @@ def test_no_error_is_forgotten() -> None:
     assert len({kind.slug for kind in KINDS.values()}) == len(KINDS)
 
 
+def test_the_documented_table_is_the_real_one() -> None:
+    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
+    rows = re.findall(r"^\| .+ \| (\d{3}) \| `([a-z-]+)` \|$", text, re.MULTILINE)
+    assert {(int(status), slug) for status, slug in rows} == {(kind.status, kind.slug) for kind in KINDS.values()}
+
+
 def test_an_unexpected_error_is_told_to_the_log_only(service: Any) -> None:
     answer = service.post(machine="abc", artifact=b"x", error="RuntimeError")
     problem = service.assert_problem(answer, 500, "internal-error")
     assert "nobody outside" not in answer.text
     assert "detail" not in problem
     assert service.line(answer)["status"] == 500
-    logged = next(line for line in service.lines if line["event"] == "unexpected error")
-    assert logged["request_id"] == problem["request_id"]
+    unexpected = [line for line in service.lines if line["event"] == "unexpected error"]
+    logged = next(line for line in unexpected if line["request_id"] == problem["request_id"])
     assert "a message that nobody outside should see" in logged["exception"]
     service.assert_clean()
 

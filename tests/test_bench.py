@@ -1,0 +1,55 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "bench", *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+
+
+def test_the_report_has_every_case(tmp_path: Path) -> None:
+    result = bench(tmp_path, "--quick")
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "bench-report.json").read_text())
+    assert [(row["case"], row["clients"], row["workers"]) for row in report] == [
+        ("/sign/swupdate RSA-2048", 16, 1),
+        ("/sign/swupdate RSA-2048", 1, 1),
+        ("/keys/NAME/sign P-256", 16, 1),
+        ("/keys/NAME/sign P-256", 1, 1),
+        ("/sign/swupdate .swu 1 MiB", 1, 1),
+        ("/sign/swupdate .swu 64 MiB", 1, 1),
+    ]
+    fields = ["case", "clients", "workers", "per_second", "p50_ms", "p99_ms", "errors", "token_ratio", "peak_mib"]
+    for row in report:
+        assert list(row) == fields
+        assert row["errors"] == 0
+        assert row["per_second"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+    assert all(0 < row["token_ratio"] < 2 for row in report[:4])
+    small, large = (row["peak_mib"] for row in report[4:])
+    if os.geteuid() == 0:
+        assert 10 < small < 500
+        assert large - small < 60
+    else:  # the service lets nobody else look into its memory
+        assert small is large is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--peer", "http://192.0.2.1:9999"), "192.0.2.1 is not this machine"),
+        (("--seconds", "61"), "--seconds is 1 to 60"),
+    ],
+)
+def test_load_is_bounded_and_stays_on_this_machine(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    result = bench(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert not list(tmp_path.iterdir())
