@@ -31,7 +31,7 @@ class BareWorker:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "tokens.worker", "pkcs11"],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 env={"PATH": os.defpath, "LANG": "C.UTF-8", **settings.env},
             )
         self._decoder = Decoder()

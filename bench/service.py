@@ -47,6 +47,8 @@ def service(config: Path, log: Path, sessions: int) -> Iterator[Service]:
     try:
         _wait_until_ready(running.url, process)
         yield running
+        if process.poll() is not None:
+            raise RuntimeError(f"the service ended while it was measured; its log is {log}")
     finally:
         process.send_signal(signal.SIGTERM)
         try:

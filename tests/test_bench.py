@@ -1,3 +1,5 @@
+"""`make bench`: the report has the shape that docs/performance.md describes, and the load stays at home."""
+
 import json
 import os
 import subprocess
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
 
 
 def bench(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,18 +9,19 @@ which is why the text is parsed here.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Value: TypeAlias = "dict[str, Value] | list[Value] | str | int | float | bool"
 
 DEPTH_MAX = 32
 """Groups and lists within each other; SWUpdate follows paths of at most 20 names (MAX_PARSED_NODES)."""
 
-# One token each; the order settles what two of them could match. Possessive quantifiers: no backtracking.
+# One token each, after white space; the order settles what two of them could match. Possessive quantifiers: no
+# backtracking.
 _TOKEN = re.compile(
     rb"""
-      (?P<space>      [ \t\r\n\f]++ | \#[^\n]*+ | //[^\n]*+ | /\*(?s:.*?)\*/ )
+    [ \t\r\n\f]*+ (?:
+      (?P<comment>    \#[^\n]*+ | //[^\n]*+ | /\*(?s:.*?)\*/ )
     | (?P<string>     "(?: [^"\\]++ | \\(?s:.) )*+" )
     | (?P<float>      [-+]?(?: [0-9]*+\.[0-9]*+(?:[eE][-+]?[0-9]++)? | [0-9]++[eE][-+]?[0-9]++ ) )
     | (?P<hex>        0[xX][0-9A-Fa-f]++L{0,2} )
@@ -28,8 +29,11 @@ _TOKEN = re.compile(
     | (?P<name>       [A-Za-z*][-A-Za-z0-9_*]*+ )
     | (?P<include>    @include )
     | (?P<mark>       [=:;,{}()\[\]] )
+    | (?P<end>        \Z )
+    | (?P<unknown>    . )
+    )
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
 
 _ESCAPE = re.compile(rb"""\\(?: x([0-9A-Fa-f]{2}) | ([abfnrtv"\\]) )""", re.VERBOSE)
@@ -46,16 +50,12 @@ class LibconfigError(ValueError):
         self.line = line
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
+    """`kind` is a group of _TOKEN, or the punctuation mark itself."""
+
     kind: str
     text: bytes
     at: int
-
-    @property
-    def mark(self) -> str:
-        """The punctuation mark that this token is, or nothing."""
-        return self.text.decode() if self.kind == "mark" else ""
 
 
 def parse(data: bytes) -> dict[str, Value]:
@@ -76,18 +76,16 @@ class _Parser:
         return settings
 
     def _scan(self) -> Iterator[_Token]:
-        at = 0
-        while at < len(self._data):
-            match = _TOKEN.match(self._data, at)
-            if match is None or match.lastgroup is None:
-                quoted = self._data[at : at + 1] == b'"'
+        for match in _TOKEN.finditer(self._data):
+            kind = match.lastgroup or ""
+            text, at = match[kind], match.start(kind)
+            if kind == "unknown":
+                quoted = text == b'"'
                 raise self._error("the string does not end" if quoted else "this character does not belong here", at)
-            if match.lastgroup == "include":
+            if kind == "include":
                 raise self._error("@include is not allowed: put the settings into one file", at)
-            if match.lastgroup != "space":
-                yield _Token(match.lastgroup, match.group(), at)
-            at = match.end()
-        yield _Token("end", b"", at)
+            if kind != "comment":
+                yield _Token(text.decode() if kind == "mark" else kind, text, at)
 
     def _take(self) -> _Token:
         taken, self._next = self._next, next(self._tokens, self._next)
@@ -100,10 +98,10 @@ class _Parser:
             key = name.text.decode()
             if key in settings:
                 raise self._error(f"{key} is set twice", name.at)
-            if self._take().mark not in ("=", ":"):
+            if self._take().kind not in ("=", ":"):
                 raise self._error(f"= or : was expected after {key}", name.at)
             settings[key] = self._value(depth)
-            if self._next.mark in (";", ","):
+            if self._next.kind in (";", ","):
                 self._take()
         return settings
 
@@ -120,27 +118,27 @@ class _Parser:
                 return self._float(token)
             case "name" if token.text.lower() in (b"true", b"false"):
                 return token.text.lower() == b"true"
-            case "mark" if token.mark in _CLOSING:
+            case "{" | "(" | "[":
                 return self._aggregate(token, depth + 1)
         raise self._error("a value was expected", token.at)
 
     def _aggregate(self, opening: _Token, depth: int) -> Value:
         if depth > DEPTH_MAX:
             raise self._error(f"groups and lists are more than {DEPTH_MAX} deep", opening.at)
-        value = self._settings(depth) if opening.mark == "{" else self._elements(opening, depth)
-        if self._take().mark != _CLOSING[opening.mark]:
-            raise self._error(f"this {opening.mark} is not closed", opening.at)
+        value = self._settings(depth) if opening.kind == "{" else self._elements(opening, depth)
+        if self._take().kind != _CLOSING[opening.kind]:
+            raise self._error(f"this {opening.kind} is not closed", opening.at)
         return value
 
     def _elements(self, opening: _Token, depth: int) -> list[Value]:
         elements: list[Value] = []
-        while self._next.mark != _CLOSING[opening.mark]:
+        while self._next.kind != _CLOSING[opening.kind]:
             at = self._next.at
             element = self._value(depth)
-            if opening.mark == "[" and isinstance(element, dict | list):
+            if opening.kind == "[" and isinstance(element, dict | list):
                 raise self._error("an array holds scalars only; a list is written ( )", at)
             elements.append(element)
-            if self._next.mark != ",":
+            if self._next.kind != ",":
                 break
             self._take()
         return elements
