@@ -43,6 +43,9 @@ def harden() -> None:
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # systemd sends it to every process of the service, which then finishes what runs: by this one
+        signal.signal(number, signal.SIG_IGN)
 
 
 def silence() -> None:

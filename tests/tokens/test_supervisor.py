@@ -250,6 +250,16 @@ class TestGoodToken:
                 limits = Path(f"/proc/{pid}/limits").read_text()
                 assert re.search(r"Max core file size +0 +0", limits)
 
+    async def test_a_worker_outlives_the_signals_that_stop_the_service(self, token: Token) -> None:
+        async with token.provider() as provider:
+            await sign(provider)
+            before = workers(token)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(before[0], number)
+            await asyncio.sleep(0.1)
+            await sign(provider)
+            assert workers(token) == before
+
     async def test_worker_ends_with_the_service(self, token: Token) -> None:
         program = textwrap.dedent(f"""
             import asyncio, os, signal, pathlib
