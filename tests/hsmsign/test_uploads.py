@@ -274,7 +274,10 @@ def test_a_half_closed_upload_is_answered(service: Any) -> None:
     with service.connect() as connection:
         connection.sendall(head(1000) + FORM[:50])
         connection.shutdown(socket.SHUT_WR)
-        service.assert_problem(read(connection), 400, "disconnected")
+        answer = read(connection)
+    assert answer.status_code == 400
+    if answer.content:  # where both come at once Hypercorn is first to see the end, and answers without a body
+        service.assert_problem(answer, 400, "disconnected")
     service.assert_clean()
 
 
