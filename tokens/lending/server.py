@@ -134,7 +134,8 @@ class Loan:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        if task is None or len(self._connections) >= self._limits.connections:
+        ended = self._server is None or not self._server.is_serving()  # accepted in the loan's last moment
+        if task is None or ended or len(self._connections) >= self._limits.connections:
             writer.close()
             return
         self._connections.add(task)
