@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hsmsign import log
 from hsmsign.mistakes import KEY_STORES, PLACEHOLDER
 from hsmsign.settings import Grant, Settings
-from signers.signer import Backend, Keys, Signer
+from signers.signer import Backend, GrantedFile, Keys, Signer, by_name
 from tokens import uri
 from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyNotGranted
-from tokens.provider import KeyProvider, KeyReference, PublicKey, SigningKey, spki_sha256
+from tokens.provider import KeyFiles, KeyProvider, KeyReference, PublicKey, SigningKey, spki_sha256
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 
@@ -71,8 +71,8 @@ class Keyring:
         self.grants: tuple[Grant, ...] = settings.grants
         self._providers = providers
         self._max_age_s = settings.server.readiness_max_age_s
-        scopes = {signer.name: signer.scope for signer in signers}
-        granted = [_Granted(grant, providers[grant.provider], scopes[grant.signer]) for grant in settings.grants]
+        named = by_name(signers)
+        granted = [_Granted(grant, providers[grant.provider], named[grant.signer]) for grant in settings.grants]
         self._by_name = {entry.grant.name: entry for entry in granted}
         self._by_role: dict[tuple[str, str], list[_Granted]] = {}
         for entry in granted:
@@ -110,10 +110,10 @@ class Keyring:
     async def open_grant(self, name: str) -> AsyncIterator[SigningKey]:
         """The key of a grant. Raises KeyNotFound where there is no such grant, or it names no one object."""
         entry = self._by_name.get(name)
-        if entry is None or entry.fixed is None:
+        if entry is None or entry.is_file or entry.fixed is None:
             raise KeyNotFound(
                 f"No granted key is called {name}."
-                if entry is None
+                if entry is None or entry.is_file
                 else f"{name} is not one key but one for each request.",
                 "`GET /keys` lists the granted keys.",
             )
@@ -121,12 +121,22 @@ class Keyring:
         async with self._open(entry, entry.fixed) as key:
             yield key
 
+    async def read_for(self, signer: str, role: str, machine: str | None, distro: str | None) -> GrantedFile:
+        """See `signers.signer.Keys.read`. Raises as `open_for` does."""
+        entry = self._choose(signer, role, machine, distro, None, None)
+        content = await _read(entry, entry.reference(machine, distro))
+        pinned = entry.grant.srk_hash
+        return GrantedFile(content, frozenset(entry.grant.allow), None if pinned is None else bytes.fromhex(pinned))
+
     async def describe(self, grant: Grant) -> KeyState:
         """What is known of the grant's key now; what keeps it from being used is its `error`."""
         entry = self._by_name[grant.name]
         if entry.fixed is None:
             return entry.state
         try:
+            if entry.is_file:
+                await _read(entry, entry.fixed)
+                return replace(entry.state, usable=True)
             async with self._open(entry, entry.fixed) as key:
                 return _described(entry.state, key)
         except Error as error:
@@ -233,6 +243,15 @@ class _SignerKeys:
     ) -> AbstractAsyncContextManager[SigningKey]:
         return self._keyring.open_for(self._signer, role, machine, distro, backend, key_uri)
 
+    async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
+        return await self._keyring.read_for(self._signer, role, machine, distro)
+
+
+async def _read(entry: "_Granted", reference: KeyReference) -> bytes:
+    if not isinstance(entry.provider, KeyFiles):  # the settings refuse such a grant: this is the second lock
+        raise KeyNotFound("A token holds no files.", "Grant the file of a key store.")
+    return await entry.provider.read(reference)
+
 
 class _Granted:
     """A grant with what can be worked out of it once.
@@ -242,8 +261,9 @@ class _Granted:
         state: what is known without the key.
     """
 
-    def __init__(self, grant: Grant, provider: KeyProvider, scope: str) -> None:
+    def __init__(self, grant: Grant, provider: KeyProvider, signer: Signer) -> None:
         self.grant = grant
+        self.is_file = any(role.is_file for role in signer.roles if role.name == grant.role)
         self.provider = provider
         self.on_token = provider.kind not in KEY_STORES
         self.state = KeyState(
@@ -252,7 +272,7 @@ class _Granted:
         )  # fmt: skip
         self._id = None if grant.id is None else bytes.fromhex(grant.id)
         self._template = bool(PLACEHOLDER.search(f"{grant.object} {grant.certificate}"))
-        glob = grant.machine if scope == "machine" else grant.distro
+        glob = grant.machine if signer.scope == "machine" else grant.distro
         # a glob without wildcards is the only name that can ever be put in
         named = not any(character in glob for character in "*?[")
         self.fixed = self._reference(grant.machine, grant.distro) if named or not self._template else None
@@ -264,7 +284,8 @@ class _Granted:
     def matches(self, wanted: uri.Pkcs11Uri, machine: str | None, distro: str | None) -> bool:
         """Whether a key URI names this grant's object."""
         reference = self.reference(machine, distro)
-        return wanted.matches(self.provider.uri_attributes, label=reference.object, id=reference.id)
+        labels = {*self.grant.aliases, *([reference.object] if reference.object else ())}
+        return wanted.matches(self.provider.uri_attributes, labels=labels, id=reference.id)
 
     def _reference(self, machine: str | None, distro: str | None) -> KeyReference:
         def filled(text: str | None) -> str | None:

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from signers.registry import SIGNERS
-from signers.signer import by_name
+from signers.signer import Signer, by_name
 
 KeyPath = tuple[str | int, ...]
 
@@ -22,6 +22,7 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 _SIGNERS = by_name(SIGNERS)
 _SCOPES = ("machine", "distro")
+_LISTS = ("aliases", "allow")
 
 
 def cross_checks(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -29,12 +30,12 @@ def cross_checks(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     providers = data.get("providers")
     kinds = {name: _kind(table) for name, table in providers.items()} if isinstance(providers, dict) else {}
     grants = [
-        (index, {key: value for key, value in grant.items() if isinstance(value, str)})
+        (index, {key: value for key, value in grant.items() if isinstance(value, str) or key in _LISTS})
         for index, grant in enumerate(_sequence(data.get("grants")))
         if isinstance(grant, dict)
     ]
     for index, grant in grants:
-        for key, message in (*_place_mistakes(grant, kinds), *_signer_mistakes(grant)):
+        for key, message in (*_place_mistakes(grant, kinds), *_signer_mistakes(grant, kinds)):
             yield ("grants", index, *key), message
     for (index, grant), (other, earlier) in ((b, a) for a, b in combinations(grants, 2)):
         if "name" in grant and grant["name"] == earlier.get("name"):
@@ -51,7 +52,7 @@ def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
 
 
-def _place_mistakes(grant: Mapping[str, str], kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+def _place_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
     """Where the key is: `provider`, `object`, `id`."""
     provider = grant.get("provider")
     if provider is not None and provider not in kinds:
@@ -62,7 +63,7 @@ def _place_mistakes(grant: Mapping[str, str], kinds: Mapping[str, str]) -> Itera
         yield (), "name the key by its object or id"
 
 
-def _signer_mistakes(grant: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+def _signer_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
     """Who it is for: `signer`, `role`, `machine`, `distro` and the placeholders."""
     signer = _SIGNERS.get(grant.get("signer", ""))
     if signer is None and "signer" in grant:
@@ -78,18 +79,35 @@ def _signer_mistakes(grant: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
     roles = [role.name for role in signer.roles]
     if grant.get("role", roles[0]) not in roles:
         yield ("role",), unknown(f"role of {signer.name}", grant["role"], roles)
+    yield from _role_mistakes(grant, signer, kinds)
     for scope in _SCOPES:
         if scope != signer.scope and grant.get(scope, "*") != "*":
             yield (scope,), f"{signer.name} is asked by {signer.scope}: this grant would never match"
 
 
-def _indistinguishable(one: Mapping[str, str], other: Mapping[str, str], kinds: Mapping[str, str]) -> bool:
+def _role_mistakes(grant: Mapping[str, Any], signer: Signer, kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
+    """What does not go with the role: a file of a token, an `allow` or `srk_hash` without meaning."""
+    role = next((role for role in signer.roles if role.name == grant.get("role")), None)
+    if role is None:
+        return
+    if role.is_file and kinds.get(grant.get("provider", "")) not in (*KEY_STORES, None):
+        yield ("provider",), f"the role {role.name} is a file: only a provider of kind file or s3 can hold it"
+    for name in _sequence(grant.get("allow")):
+        if name not in role.allows:
+            yield ("allow",), unknown(f"permission of {signer.name}'s role {role.name}", str(name), sorted(role.allows))
+    if "srk_hash" in grant and not role.is_file:
+        yield ("srk_hash",), "only the grant of a file with an SRK table has it"
+
+
+def _indistinguishable(one: Mapping[str, Any], other: Mapping[str, Any], kinds: Mapping[str, str]) -> bool:
     """Whether two grants match the same requests, with no `backend` or key URI that could choose between them."""
     if any(one.get(key) != other.get(key) for key in ("signer", "role")):
         return False
     if any(one.get(key, "*") != other.get(key, "*") for key in _SCOPES):
         return False
+    # an alias is what makes a key URI choose among files
     stores = all(kinds.get(grant.get("provider", "")) in KEY_STORES for grant in (one, other))
+    stores = stores and not (one.get("aliases") and other.get("aliases"))
     return stores or all(one.get(key) == other.get(key) for key in ("provider", "object", "id"))
 
 

@@ -27,6 +27,9 @@ from tokens.errors import (
     ProviderTimeout,
     ProviderUnavailable,
     SigningFailed,
+    ToolFailed,
+    ToolTimeout,
+    ToolUnavailable,
 )
 
 
@@ -116,7 +119,9 @@ KINDS: dict[type[Exception], Kind] = {
     KeyUnusable: Kind(500, "key-unusable", "The key cannot be used"),
     KeyMismatch: Kind(500, "key-mismatch", "The key is not the expected one"),
     SigningFailed: Kind(500, "signing-failed", "The signature could not be made"),
+    ToolFailed: Kind(500, "tool-failed", "The signing tool failed"),
     Exception: Kind(500, "internal-error", "The service failed"),
+    ToolUnavailable: Kind(501, "tool-unavailable", "The signing tool is not installed"),
     ProviderRefused: Kind(502, "provider-refused", "The key's provider refuses the service"),
     ProviderUnavailable: Kind(503, "provider-unavailable", "The key's provider cannot be used now"),
     ProviderBusy: Kind(503, "provider-busy", "The key's provider is busy"),
@@ -125,6 +130,7 @@ KINDS: dict[type[Exception], Kind] = {
     Stopping: Kind(503, "stopping", "The service is stopping"),
     SpoolFull: Kind(503, "spool-full", "There is no room for the upload"),
     ProviderTimeout: Kind(504, "provider-timeout", "The key's provider did not answer in time"),
+    ToolTimeout: Kind(504, "tool-timeout", "The signing tool took too long"),
     JobTimeout: Kind(504, "job-timeout", "Signing took too long"),
 }
 

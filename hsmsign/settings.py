@@ -138,6 +138,12 @@ class Grant(Section):
     """The key's CKA_ID on a token, in hex."""
     certificate: Annotated[str, Field(min_length=1)] | None = None
     """The certificate: a file of the server for a token, a path below the root for a key store."""
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Other names by which a client's key URI may call the object."""
+    allow: tuple[str, ...] = ()
+    """What the signer may do beyond the usual; its page has the names."""
+    srk_hash: Annotated[str, Field(pattern=r"\A([0-9a-fA-F]{64}|[0-9a-fA-F]{128})\z")] | None = None
+    """The hash of the SRK table that the fuses of an i.MX hold, in hex: another table is refused."""
     spki_sha256: Annotated[str, Field(pattern=r"\A[0-9a-fA-F]{64}\z")] | None = None
     """SHA-256 of the DER SubjectPublicKeyInfo, in hex: a key that is another is refused."""
     digest: bool = False

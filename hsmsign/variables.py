@@ -75,7 +75,7 @@ def key_file_grants(grants: list[Any]) -> Iterator[dict[str, str]]:
     granted = [(grant.get("signer"), grant.get("role")) for grant in grants if isinstance(grant, dict)]
     for signer in SIGNERS:
         for role in signer.roles:
-            if (signer.name, role.name) in granted:
+            if role.key_file is None or (signer.name, role.name) in granted:
                 continue
             grant = {"name": f"{signer.name}-{role.name}", "signer": signer.name, "role": role.name}
             grant |= {"provider": "keyfiles", "object": f"{{{signer.scope}}}/{role.key_file}"}

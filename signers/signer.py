@@ -71,19 +71,38 @@ class Form(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One key that a signer needs.
+    """One key, or one file of a key set, that a signer needs.
 
     Arguments:
         name: what a grant's `role` says.
         about: one sentence for the documentation.
-        key_file: where digsigserver's layout keeps it, below the directory of the machine or distro.
+        key_file: where digsigserver's layout keeps it, below the directory of the machine or distro; None: nowhere.
         certificate_file: likewise, where the role needs a certificate.
+        is_file: it is not a key but a file that belongs to the key set; only a key store can hold it.
+        allows: what a grant's `allow` may name.
     """
 
     name: str
     about: str
-    key_file: str
+    key_file: str | None = None
     certificate_file: str | None = None
+    is_file: bool = False
+    allows: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedFile:
+    """A file of a key set, and what its grant says of it.
+
+    Arguments:
+        content: its bytes; it may hold private keys.
+        allow: what the grant allows beyond the usual; the signer's page has the names.
+        srk_hash: the hash of the SRK table that the fuses hold, where the grant pins it.
+    """
+
+    content: bytes
+    allow: frozenset[str] = frozenset()
+    srk_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +163,9 @@ class Keys(Protocol):
 
         Raises KeyNotGranted, KeyAmbiguous, and what `KeyProvider.open` raises.
         """
+
+    async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
+        """The one granted file for this role (`Role.is_file`) and machine or distro. Raises as `open` does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,16 @@ a PIN, a key byte or a path that only the server knows.
     |   +-- KeyUnsuited         the key cannot make the signature that is asked for
     |   +-- KeyMismatch         the key is not the one that was pinned, certified or found before
     +-- ProviderProblem
-        +-- ProviderUnavailable for now; try again later
-        |   +-- ProviderBusy    the queue is full, or the call waited in it for too long
-        |   +-- PinRefused      no login is tried until the PIN's source has changed
-        +-- ProviderTimeout     the provider took a call and did not answer in time
-        +-- ProviderRefused     the provider says that the service may not do this
-        +-- SigningFailed       the provider answered, with no (good) signature
+    |   +-- ProviderUnavailable for now; try again later
+    |   |   +-- ProviderBusy    the queue is full, or the call waited in it for too long
+    |   |   +-- PinRefused      no login is tried until the PIN's source has changed
+    |   +-- ProviderTimeout     the provider took a call and did not answer in time
+    |   +-- ProviderRefused     the provider says that the service may not do this
+    |   +-- SigningFailed       the provider answered, with no (good) signature
+    +-- ToolProblem
+        +-- ToolUnavailable     the tool, or the sandbox that it must run in, is not there
+        +-- ToolTimeout         the tool did not end in time, and was killed
+        +-- ToolFailed          the tool ended with an error, or made something else than was asked for
 """
 
 __all__ = [
@@ -39,6 +43,10 @@ __all__ = [
     "ProviderTimeout",
     "ProviderUnavailable",
     "SigningFailed",
+    "ToolFailed",
+    "ToolProblem",
+    "ToolTimeout",
+    "ToolUnavailable",
 ]
 
 
@@ -118,3 +126,19 @@ class ProviderRefused(ProviderProblem):
 
 class SigningFailed(ProviderProblem):
     """The provider answered with an error, or with a signature that does not verify."""
+
+
+class ToolProblem(Error):
+    """A tool that signs could not do what it was asked; never with its own words, which hold paths and URIs."""
+
+
+class ToolUnavailable(ToolProblem):
+    """The tool, or the sandbox that it must run in, is not there; the hint says what to install."""
+
+
+class ToolTimeout(ToolProblem):
+    """The tool did not end before its deadline, and was killed with all that it had started."""
+
+
+class ToolFailed(ToolProblem):
+    """The tool ended with an error, or what it made is not what was asked for."""

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from tokens.errors import KeyNotFound, KeyUnusable, ProviderUnavailable
-from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key
+from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key, read_file
 from tokens.provider import KeyReference
 from tokens.secret import SecretSource
 from tokens.threads import Threads
@@ -76,6 +76,10 @@ class FileProvider:
     def open(self, reference: KeyReference) -> AbstractAsyncContextManager[MemoryKey]:
         """The key at the path `reference.object` below the root; see `KeyProvider.open`."""
         return open_key(reference, self._read, self._settings.passphrase, self._signers)
+
+    async def read(self, reference: KeyReference) -> bytes:
+        """The file at the path `reference.object` below the root; see `KeyFiles.read`."""
+        return await read_file(reference, self._read)
 
     def _check(self) -> None:
         with self._root_trouble():

@@ -25,7 +25,7 @@ from tokens.verify import HASHES, check_suited, pad_pss, verify
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
-KEY_FILE_MAX_BYTES = 64 * 1024
+KEY_FILE_MAX_BYTES = 1024 * 1024
 """An RSA-16384 key in PEM has 13 KiB, a certificate about 2 KiB: more than this is not a key with its chain."""
 
 PATH_MAX_BYTES = 1024
@@ -126,6 +126,13 @@ def _checked(path: str) -> str:
             f"Write it relative to the root in the grant: no `.`, `..` or empty part, {PATH_MAX_BYTES} bytes at most.",
         )
     return path
+
+
+async def read_file(reference: KeyReference, read: Callable[[str, bool], Awaitable[bytes]]) -> bytes:
+    """The bytes of the file that belongs to a key set. Raises as `open_key` does."""
+    if reference.object is None or reference.id is not None:
+        raise KeyNotFound("A key store knows its files by path only.", "Name `object`, and no `id`, in the grant.")
+    return await read(_checked(reference.object), True)
 
 
 def check_size(data: bytes) -> bytes:

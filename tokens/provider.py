@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -92,6 +92,17 @@ class KeyProvider(Protocol):
         Raises:
             KeyNotFound, KeyAmbiguous, KeyUnusable, KeyMismatch: what is wrong with the object.
             ProviderProblem: the provider could not be asked.
+        """
+
+
+@runtime_checkable
+class KeyFiles(Protocol):
+    """A provider that also holds files that belong to a set of keys: NXP's key tarball, an SRK table."""
+
+    async def read(self, reference: KeyReference) -> bytes:
+        """The file at the path `reference.object`: it may hold private keys, and is for one job only.
+
+        Raises KeyNotFound, KeyUnusable, ProviderProblem.
         """
 
 

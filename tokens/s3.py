@@ -29,7 +29,7 @@ from tokens.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key
+from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key, read_file
 from tokens.provider import KeyReference
 from tokens.secret import SecretSource
 from tokens.threads import Threads
@@ -119,6 +119,10 @@ class S3Provider:
     def open(self, reference: KeyReference) -> AbstractAsyncContextManager[MemoryKey]:
         """The key at the path `reference.object` below the prefix; see `KeyProvider.open`."""
         return open_key(reference, self._read, self._settings.passphrase, self._signers)
+
+    async def read(self, reference: KeyReference) -> bytes:
+        """The file at the path `reference.object` below the prefix; see `KeyFiles.read`."""
+        return await read_file(reference, self._read)
 
     async def _read(self, path: str, _private: bool) -> bytes:
         return await self._call(lambda client: self._get(client, path))

@@ -1,13 +1,13 @@
 """pkcs11: URIs (RFC 7512), as clients send them: read strictly, and matched against what is granted.
 
     uri = parse("pkcs11:token=YubiHSM;object=swupdate-rsa;type=private;pin-value=password")
-    uri.matches(provider.uri_attributes, label="swupdate-rsa", id=None)
+    uri.matches(provider.uri_attributes, labels={"swupdate-rsa"}, id=None)
 
 A URI only ever narrows the choice among granted keys. Whatever in it cannot be compared with a grant refuses it.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -32,25 +32,25 @@ class Pkcs11Uri:
 
     attributes: Mapping[str, bytes]
 
-    def matches(self, token: Mapping[str, frozenset[str]], *, label: str | None, id: bytes | None) -> bool:
+    def matches(self, token: Mapping[str, frozenset[str]], *, labels: Collection[str], id: bytes | None) -> bool:
         """Whether every attribute agrees with a granted object.
 
         Arguments:
             token: the values that the token attributes may have (`KeyProvider.uri_attributes`).
-            label: the grant's object (CKA_LABEL); None where the grant names none.
+            labels: the grant's object (CKA_LABEL) and its aliases.
             id: the grant's CKA_ID; None where the grant names none.
         """
-        return all(self._agrees(name, value, token, label, id) for name, value in self.attributes.items())
+        return all(self._agrees(name, value, token, labels, id) for name, value in self.attributes.items())
 
     @staticmethod
     def _agrees(
-        name: str, value: bytes, token: Mapping[str, frozenset[str]], label: str | None, id: bytes | None
+        name: str, value: bytes, token: Mapping[str, frozenset[str]], labels: Collection[str], id: bytes | None
     ) -> bool:
         match name:
             case "type":
                 return value in _TYPES
             case "object":
-                return label is not None and value == label.encode()
+                return any(value == label.encode() for label in labels)
             case "id":
                 return id is not None and value == id
             case _:

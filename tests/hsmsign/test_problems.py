@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from hsmsign.problems import KINDS, NotNow, RequestError
-from tokens.errors import Error, KeyProblem, ProviderProblem
+from tokens.errors import Error, KeyProblem, ProviderProblem, ToolProblem
 
 TABLE = {
     "ArtifactRejected": (422, "artifact-rejected"),
@@ -31,6 +31,9 @@ TABLE = {
     "SigningFailed": (500, "signing-failed"),
     "SpoolFull": (503, "spool-full"),
     "Stopping": (503, "stopping"),
+    "ToolFailed": (500, "tool-failed"),
+    "ToolTimeout": (504, "tool-timeout"),
+    "ToolUnavailable": (501, "tool-unavailable"),
     "TooLarge": (413, "too-large"),
     "TooManyJobs": (503, "too-many-jobs"),
     "UnsupportedMediaType": (415, "unsupported-media-type"),
@@ -52,7 +55,7 @@ def test_each_error_has_its_status_and_type(service: Any, name: str) -> None:
 
 
 def test_no_error_is_forgotten() -> None:
-    groups = {Error, KeyProblem, ProviderProblem, RequestError, NotNow}
+    groups = {Error, KeyProblem, ProviderProblem, ToolProblem, RequestError, NotNow}
 
     def below(kind: type[Error]) -> set[type[Error]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))

@@ -16,7 +16,7 @@ TOKEN = {
 
 
 def matches(text: str, label: str | None = "swupdate-rsa", id: bytes | None = b"\x01\xfe") -> bool:
-    return parse(text).matches(TOKEN, label=label, id=id)
+    return parse(text).matches(TOKEN, labels=[] if label is None else [label], id=id)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_anything_else_is_refused_and_not_repeated(text: str) -> None:
 def test_a_label_matches_its_own_percent_encoding_only(label: str) -> None:
     encoded = "".join(f"%{byte:02X}" for byte in label.encode(errors="replace"))
     label = label.encode(errors="replace").decode()
-    assert parse(f"pkcs11:object={encoded}").matches({}, label=label, id=None)
-    assert not parse(f"pkcs11:object={encoded}").matches({}, label=label + "x", id=None)
+    assert parse(f"pkcs11:object={encoded}").matches({}, labels=["other", label], id=None)
+    assert not parse(f"pkcs11:object={encoded}").matches({}, labels=[label + "x"], id=None)
 
 
 @given(st.text(max_size=80))
