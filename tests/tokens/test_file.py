@@ -153,7 +153,7 @@ async def test_size(provider: FileProvider, root: Path, keys: Any) -> None:
     (root / "large").write_bytes(pem + b"#" * (KEY_FILE_MAX_BYTES - len(pem)))
     assert await sign(provider, "large")
     (root / "larger").write_bytes(pem + b"#" * (KEY_FILE_MAX_BYTES - len(pem) + 1))
-    with pytest.raises(KeyUnusable, match="more than 65536 bytes"):
+    with pytest.raises(KeyUnusable, match="more than 1048576 bytes"):
         await sign(provider, "larger")
 
 

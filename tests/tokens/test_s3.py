@@ -126,7 +126,7 @@ async def test_missing_bucket(s3_endpoint: str) -> None:
 async def test_unusable_objects(s3_endpoint: str, bucket: str) -> None:
     async with running(s3_endpoint, bucket=bucket, prefix="keys") as provider:
         assert await sign(provider, "large")
-        with pytest.raises(KeyUnusable, match="more than 65536 bytes"):
+        with pytest.raises(KeyUnusable, match="more than 1048576 bytes"):
             await sign(provider, "larger")
         with pytest.raises(KeyUnusable, match="no private key"):
             await sign(provider, "text")
@@ -408,7 +408,7 @@ async def test_endless() -> None:
             await writer.drain()
 
     async with serving(handler) as server, running(server.url) as provider:
-        with pytest.raises(KeyUnusable, match="more than 65536 bytes"):
+        with pytest.raises(KeyUnusable, match="more than 1048576 bytes"):
             await sign(provider, "key")
 
 
