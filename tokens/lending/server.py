@@ -36,6 +36,7 @@ from tokens.lending.wire import (
     memory_size,
 )
 from tokens.provider import SigningKey
+from tokens.schemes import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +95,11 @@ class Loan:
         label: what the token is called; tools find it by this name.
         keys: what is on it.
         limits: what the tool may cost.
-        signed: is told of each signature: the key's label and the mechanism's name.
+        signed: is told of each signature: the key's label and the scheme.
     """
 
     def __init__(
-        self, path: Path, label: str, keys: Sequence[LentKey], limits: LoanLimits, signed: Callable[[str, str], None]
+        self, path: Path, label: str, keys: Sequence[LentKey], limits: LoanLimits, signed: Callable[[str, Scheme], None]
     ) -> None:
         self._path = path
         self._label = label
@@ -188,7 +189,7 @@ class Loan:
         except Error as error:
             log.warning("a signature for a tool failed: %s", error.message)
             raise Refused(CKR_FUNCTION_FAILED) from None
-        self._signed(self._labels[id(key)], f"{type(scheme).__name__} {asked.hash or ''}".strip())
+        self._signed(self._labels[id(key)], scheme)
         return signature
 
 

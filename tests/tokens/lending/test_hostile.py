@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from tokens.lending import Loan, LoanLimits
-from tokens.schemes import Hash, digest_info
+from tokens.schemes import Hash, RsaPkcs1v15, digest_info
 
 INITIALIZE, GET_TOKEN_INFO, OPEN_SESSION, GET_ATTRIBUTES, SIGN_INIT, SIGN = 1, 6, 10, 24, 42, 43
+FIND_INIT, FIND, FIND_FINAL = 26, 27, 28
+LABEL = 0x03  # CKA_
 DIGEST = hashlib.sha256(b"content").digest()
 # the requests that a tool without permission might try: (call, signature of its arguments)
 OTHERS = [
@@ -152,6 +154,28 @@ async def test_refused(lend: Any, signed: list[Any], key: int, wanted: bytes, da
     assert signed == []
 
 
+async def test_only_what_is_lent_is_found(lend: Any) -> None:
+    """The provider has more keys than these."""
+    async with lend() as loan:
+        client = await Client.connect(loan)
+        session = await client.session()
+
+        async def find(template: bytes) -> int:
+            assert await client.call(FIND_INIT, b"uaA", ulong(session) + template) == (0, b"")
+            rv, values = await client.call(FIND, b"ufu", ulong(session) + struct.pack(">I", 100))
+            assert rv == 0
+            assert await client.call(FIND_FINAL, b"u", ulong(session)) == (0, b"")
+            return int(struct.unpack(">BI", values[:5])[1])
+
+        def called(label: bytes) -> bytes:
+            return struct.pack(">IIBI", 1, LABEL, 1, len(label)) + blob(label)
+
+        assert await find(struct.pack(">I", 0)) == 4 * 3  # private key, public key, certificate
+        assert await find(called(b"p256")) == 3
+        for other in (b"p521", b"ed25519", b"p256.pem", b"../p256", b""):
+            assert await find(called(other)) == 0
+
+
 async def test_private_values_stay(lend: Any, keys: Any) -> None:
     async with lend() as loan:
         client = await Client.connect(loan)
@@ -206,7 +230,7 @@ async def test_garbage_ends_its_connection_only(lend: Any, garbage: bytes) -> No
         for template in (struct.pack(">I", 4_000_000_000), struct.pack(">IIBI", 1, 0x40000211, 1, 8) + b"\0" * 8):
             worse = await Client.connect(loan)
             inner = await worse.session()
-            find = struct.pack(">I", 26) + blob(b"uaA") + ulong(inner) + template
+            find = struct.pack(">I", FIND_INIT) + blob(b"uaA") + ulong(inner) + template
             assert await worse.raw(frame(find)) == b""
         assert (await good.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0
 
@@ -220,12 +244,12 @@ async def test_fuzzed(lend: Any) -> None:
             (GET_TOKEN_INFO, b"u", ulong(1)),
             (OPEN_SESSION, b"uu", ulong(1, 4)),
             (GET_ATTRIBUTES, b"uufA", ulong(1, 1) + struct.pack(">III", 1, 0x102, 64)),
-            (26, b"uaA", ulong(1) + struct.pack(">IIBIQ", 1, 0, 1, 8, 3)),
+            (FIND_INIT, b"uaA", ulong(1) + struct.pack(">IIBIQ", 1, 0, 1, 8, 3)),
             (SIGN_INIT, b"uMu", ulong(1) + mechanism(0x0D, 0x250, 2, 32) + ulong(1)),
             (SIGN, b"uayfy", ulong(1) + b"\1" + blob(DIGEST) + struct.pack(">I", 8192)),
         )
     ]
-    async with lend() as loan:
+    async with lend() as loan, asyncio.timeout(10):
         for _ in range(300):
             client = await Client.connect(loan)
             for seed in seeds:
@@ -243,18 +267,77 @@ async def test_fuzzed(lend: Any) -> None:
     assert not [task for task in asyncio.all_tasks() if "_connected" in repr(task.get_coro())]
 
 
-async def test_stalled_and_many_connections(lend: Any) -> None:
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"",
+        b"\0" * 5,  # half a header
+        struct.pack(">III", 1, 0, 100) + b"\0" * 50,
+        struct.pack(">III", 1, 100, 0) + b"\0" * 50,  # half its options
+    ],
+)
+async def test_stalled_and_many_connections(lend: Any, half: bytes) -> None:
+    """Whoever waits in the middle of a frame holds up nobody, and is cut off with the loan."""
     async with lend(LoanLimits(connections=8)) as loan:
         stalled = [await Client.connect(loan) for _ in range(7)]
         for client in stalled:
-            client.writer.write(b"\0" * 5)
+            client.writer.write(half)
         good = await Client.connect(loan)
-        await good.session()
+        session = await good.session()
+        assert (await good.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0
         reader, writer = await asyncio.open_unix_connection(loan.address.removeprefix("unix:path="))
         assert await reader.read() == b""  # one more than there may be
         writer.close()
     for client in (*stalled, good):
-        assert await client.reader.read() == b""
+        assert await client.raw(b"") == b""
+
+
+async def test_one_that_does_not_read_is_cut_off(lend: Any) -> None:
+    """Its answers are not kept for it: the loan stops to serve it, and lets go of it at the end."""
+    message = struct.pack(">I", GET_TOKEN_INFO) + blob(b"u") + ulong(1)
+    async with lend() as loan, asyncio.timeout(10):
+        deaf = await Client.connect(loan)
+        deaf.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while True:
+                    deaf.writer.write(frame(message) * 100)
+                    await deaf.writer.drain()
+        good = await Client.connect(loan)
+        session = await good.session()
+        assert (await good.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0
+        served = loan.connections
+    assert served == 2
+    gc.collect()
+    held = [each for each in gc.get_objects() if isinstance(each, asyncio.StreamWriter) and each is not deaf.writer]
+    assert all(each.transport.get_write_buffer_size() == 0 for each in held)
+
+
+async def test_nothing_after_the_job(lend: Any, signed: list[Any]) -> None:
+    """Not even for a session that was asked to sign while the job ran."""
+    async with lend() as loan:
+        client = await Client.connect(loan)
+        session = await client.session()
+        begun = ulong(session) + mechanism(1) + ulong(1)
+        assert await client.call(SIGN_INIT, b"uMu", begun) == (0, b"")
+    sign = struct.pack(">I", SIGN) + blob(b"uayfy") + ulong(session) + b"\1"
+    assert await client.raw(frame(sign + blob(digest_info(Hash.SHA256, DIGEST)) + struct.pack(">I", 8192))) == b""
+    with pytest.raises(FileNotFoundError):
+        await Client.connect(loan)
+    assert signed == []
+
+
+async def test_no_more_signatures_than_granted(lend: Any, signed: list[Any]) -> None:
+    """However many connections ask for them in the same moment."""
+    async with lend(LoanLimits(signatures=5)) as loan:
+        clients = [await Client.connect(loan) for _ in range(10)]
+        sessions = [await client.session() for client in clients]
+        digest = digest_info(Hash.SHA256, DIGEST)
+        answers = await asyncio.gather(
+            *(client.sign(session, 1, mechanism(1), digest) for client, session in zip(clients, sessions, strict=True))
+        )
+    assert sorted(rv for rv, _ in answers) == [0] * 5 + [0x06] * 5
+    assert signed == [("rsa2048", RsaPkcs1v15(Hash.SHA256))] * 5
 
 
 async def test_a_provider_that_fails_is_an_error_of_the_tool(lend: Any) -> None:
