@@ -260,6 +260,33 @@ def verify(encoded: bytes, message: Message, data: bytes) -> None:
         raise _bad(f"it cannot be parsed ({error})") from None
 
 
+def described(encoded: bytes, certificate: x509.Certificate) -> Message:
+    """How a detached message that another program made says it looks; made for `verify`, which is still to be called.
+
+    Hash, scheme and signing time are the message's own, and whether it has signed attributes at all. What `verify`
+    holds against it beyond these: that `certificate` is named by issuer and serial number, and no more is in it.
+
+    Raises SigningFailed.
+    """
+    try:
+        info = asn1crypto.cms.ContentInfo.load(encoded, strict=True)
+        _require(info["content_type"].dotted == ID_SIGNED_DATA, "it is no SignedData")
+        (signer,) = info["content"]["signer_infos"]
+        digest = _dotted(signer["digest_algorithm"])
+        scheme = next(
+            (_scheme(signer["signature_algorithm"], each) for each, oid in _DIGESTS.items() if oid == digest), None
+        )
+        if scheme is None:
+            raise _bad("it has an unknown signature scheme")
+        attributes = signer["signed_attrs"]
+        if isinstance(attributes, Void):
+            return Message(certificate, scheme)
+        times = [each["values"][0].native for each in attributes if each["type"].dotted == _SIGNING_TIME]
+        return Message(certificate, scheme, Attributes(times[0] if times else None))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise _bad(f"it cannot be parsed ({error})") from None
+
+
 def _check_content(info: Any, message: Message) -> None:
     _require(info["content_type"].dotted == message.content_type, "it has another content type")
     content = info["content"]
