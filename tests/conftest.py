@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "softhsm-fixtures"))  # imx_images, imx_pki
 
 
 @dataclass(frozen=True)
 class SoftHsm:
-    """What softhsm-fixtures/make_fixtures.py made; fixtures.toml says which keys there are.
+    """What softhsm-fixtures/make_fixtures.py made; fixtures.toml and imx.toml say which keys there are.
 
     The tokens are `hsmsign` (RSA and ECDSA keys) and `edwards` (Ed25519 keys). They are shared by the whole run:
     a test that changes a token makes one of its own, with `own_softhsm`.
@@ -56,9 +57,9 @@ class SoftHsm:
         return self.directory / "certificates" / f"{label}.pem"
 
 
-def make_softhsm(directory: Path) -> SoftHsm:
+def make_softhsm(directory: Path, *options: str) -> SoftHsm:
     """Makes the fixtures, in a process of its own: a PKCS#11 module has no place in the one that runs the tests."""
-    subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_fixtures.py", directory], check=True)
+    subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_fixtures.py", directory, *options], check=True)
     return SoftHsm(directory)
 
 
@@ -70,8 +71,8 @@ def softhsm(tmp_path_factory: pytest.TempPathFactory) -> SoftHsm:
 
 @pytest.fixture
 def own_softhsm(tmp_path: Path) -> SoftHsm:
-    """The fixtures, made for one test that changes them (a second or so)."""
-    return make_softhsm(tmp_path / "softhsm")
+    """The fixtures without those for i.MX, made for one test that changes them (a second or two)."""
+    return make_softhsm(tmp_path / "softhsm", "--without-imx")
 
 
 @pytest.fixture(scope="session")
