@@ -7,13 +7,14 @@ from quart import Quart
 from quart_schema import Info, QuartSchema
 
 import hsmsign
-from hsmsign import openapi, origin, problems
+from hsmsign import log, openapi, origin, problems
 from hsmsign.asgi import Connection, NoWebsocket, Request
 from hsmsign.jobs import Jobs
 from hsmsign.keyring import Keyring
 from hsmsign.routes import health, keys, sign
 from hsmsign.settings import Settings
 from signers.registry import SIGNERS
+from signers.sandbox import Sandbox
 from signers.signer import Signer
 from tokens.registry import create
 
@@ -28,6 +29,7 @@ def create_app(settings: Settings, signers: tuple[Signer, ...] = SIGNERS) -> Qua
     }
     keyring = Keyring(settings, providers, signers)
     jobs = Jobs(settings)
+    tools = Sandbox(settings.tools)
 
     app = Quart("hsmsign", static_folder=None)
     # errors are logged by `problems`, and those of the start by whoever starts it
@@ -44,9 +46,9 @@ def create_app(settings: Settings, signers: tuple[Signer, ...] = SIGNERS) -> Qua
     )
     app.before_request(origin.guard(settings.server))
     problems.register(app)
-    app.register_blueprint(health.blueprint(jobs, keyring))
+    app.register_blueprint(health.blueprint(jobs, keyring, tools))
     app.register_blueprint(keys.blueprint(jobs, keyring, settings.limits))
-    app.register_blueprint(sign.blueprint(signers, jobs, keyring, settings.limits))
+    app.register_blueprint(sign.blueprint(signers, jobs, keyring, tools, settings))
     QuartSchema(
         app,
         info=Info(title="hsmsign", version=hsmsign.__version__, summary="Signs firmware artifacts."),
@@ -62,6 +64,8 @@ def create_app(settings: Settings, signers: tuple[Signer, ...] = SIGNERS) -> Qua
     @app.while_serving
     async def live() -> AsyncGenerator[None, None]:
         jobs.open()
+        if settings.tools.sandbox == "none":
+            log.logger.warning("tools run without a sandbox", hint='set sandbox = "bubblewrap" in [tools]')
         await asyncio.gather(*(provider.start() for provider in providers.values()))
         yield
         await jobs.close()

@@ -18,8 +18,10 @@ from typing import Any
 from hsmsign.keyring import Keyring, KeyState
 from hsmsign.mistakes import PLACEHOLDER
 from hsmsign.settings import Grant, ServerSettings, Settings, SettingsError, find_file, load
+from signers.imx import cst_versions
 from signers.registry import SIGNERS
-from tokens.errors import Error
+from signers.sandbox import Sandbox
+from tokens.errors import Error, ToolUnavailable
 from tokens.file import FileSettings
 from tokens.pkcs11 import Pkcs11Settings
 from tokens.provider import KeyProvider
@@ -69,6 +71,7 @@ async def examine(path: Path | None = None, environ: Mapping[str, str] = os.envi
         *_directories(settings),
         *_grants(settings),
         *(finding for name, provider in settings.providers.items() for finding in _provider(name, provider)),
+        *await _tools(settings),
         *await _keys(settings),
     ]
 
@@ -99,6 +102,32 @@ def _directories(settings: Settings) -> Iterator[Finding]:
                 f"{directory} cannot be written by this user.",
                 f"Run as the service's user, or make the directory for it: install -d -m 700 -o USER {directory}",
             )
+
+
+async def _tools(settings: Settings) -> list[Finding]:
+    """Whether vendors' tools can run, and NXP's is there for those who may use it."""
+    found = [Finding(Level.OK, "tools.sandbox", "bubblewrap runs.")]
+    if settings.tools.sandbox == "none":
+        message = "tools run without a sandbox: a hostile artifact may reach whatever this user can."
+        found = [Finding(Level.WARNING, "tools.sandbox", message, 'Set sandbox = "bubblewrap" in [tools].')]
+    try:
+        await Sandbox(settings.tools).check()
+    except ToolUnavailable as error:
+        found = [Finding(Level.ERROR, "tools.sandbox", error.message, error.hint)]
+    if any(grant.signer == "imx" for grant in settings.grants):
+        versions = cst_versions(settings.signers.imx)
+        base = settings.signers.imx.cst_base
+        found.append(
+            Finding(Level.OK, "signers.imx.cst_base", f"cst {', '.join(versions)}")
+            if versions
+            else Finding(
+                Level.ERROR,
+                "signers.imx.cst_base",
+                f"there is no cst below {base}.",
+                f"Install NXP's Code Signing Tool as {base}/cst-VERSION/linux64/bin/cst, or correct cst_base.",
+            )
+        )
+    return found
 
 
 def _grants(settings: Settings) -> Iterator[Finding]:

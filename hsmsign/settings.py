@@ -26,6 +26,8 @@ from hsmsign.variables import (
     from_hsmsign,
     key_file_grants,
 )
+from signers.imx import ImxSettings
+from signers.sandbox import ToolSettings
 from tokens.errors import Error
 from tokens.registry import ProviderSettings
 from tokens.secret import SecretSource
@@ -117,6 +119,13 @@ class LogSettings(Section):
     """One JSON object a line, or text to read."""
 
 
+class SignersSettings(Section):
+    """`[signers.NAME]`: what a signer has of its own."""
+
+    imx: ImxSettings = ImxSettings()
+    """NXP i.MX boot images."""
+
+
 class Grant(Section):
     """`[[grants]]`: which signer may use which key, for which machine or distro, in which role."""
 
@@ -163,6 +172,10 @@ class Settings(Section):
     """What one request may cost."""
     log: LogSettings = LogSettings()
     """What it logs."""
+    tools: ToolSettings = ToolSettings()
+    """How vendors' tools run."""
+    signers: SignersSettings = SignersSettings()
+    """What single signers are told."""
     providers: dict[Annotated[str, Field(pattern=r"\A[a-z0-9][a-z0-9_-]*\z")], ProviderSettings] = {}
     """Where keys live."""
     grants: tuple[Grant, ...] = ()

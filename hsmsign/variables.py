@@ -51,6 +51,8 @@ def from_digsigserver(environ: Mapping[str, str]) -> Iterator[Setting]:
         yield Setting(("providers", "keyfiles"), KEY_FILES, _key_store(uri))
     if size := environ.get("DIGSIGSERVER_REQUEST_MAX_SIZE"):
         yield Setting(("limits", "upload_max_bytes"), "DIGSIGSERVER_REQUEST_MAX_SIZE", size)
+    if base := environ.get("DIGSIGSERVER_IMX_CST_BASE"):
+        yield Setting(("signers", "imx", "cst_base"), "DIGSIGSERVER_IMX_CST_BASE", base)
     if seconds := environ.get("DIGSIGSERVER_RESPONSE_TIMEOUT"):
         yield Setting(("limits", "job_timeout_s"), "DIGSIGSERVER_RESPONSE_TIMEOUT", seconds)
         yield Setting(("server", "response_timeout_s"), "DIGSIGSERVER_RESPONSE_TIMEOUT", seconds)

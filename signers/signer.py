@@ -5,9 +5,10 @@ A signer is one module and one line in `signers/registry.py`. It knows keys by t
 parts of the signed artifact.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, ParamSpec, Protocol, TypeVar
@@ -16,10 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from signers.sandbox import Sandbox, ToolSettings
 from tokens.provider import SigningKey
+from tokens.schemes import Scheme
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\z")]
 """The name of a machine or distro: it may become part of a path, so it holds no `/` and does not begin with a dot."""
@@ -176,16 +181,24 @@ class Job:
         directory: makes, once, an empty directory that is private to this job and deleted after it.
         keys: the keys granted to this signer.
         executor: see `run`.
+        tools: where a vendor's tool runs.
+        settings: the signer's own, `[signers.NAME]`, where it has any.
     """
 
     directory: Callable[[], Path]
     keys: Keys
     executor: Callable[..., Awaitable[Any]]
+    tools: Sandbox = field(default_factory=lambda: Sandbox(ToolSettings()))
+    settings: Any = None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs bulk work (hashing, parsing an artifact) in the hashing threads."""
         result: T = await self.executor(function, *args, **kwargs)
         return result
+
+    def lent(self, label: str, scheme: Scheme) -> None:
+        """Logs a signature that a tool had made with a key on loan."""
+        _log.info("a tool signed with the lent key %s: %s", label, scheme)
 
 
 class Signer(Protocol):

@@ -14,18 +14,21 @@ from hsmsign.asgi import current_request
 from hsmsign.jobs import Job, Jobs
 from hsmsign.keyring import Keyring
 from hsmsign.openapi import Artifact, problems
-from hsmsign.settings import LimitSettings
+from hsmsign.settings import Settings
+from signers.sandbox import Sandbox
 from signers.signer import Signed, Signer
 
 CHUNK_BYTES = 1024 * 1024
 """How much of an answer is read and sent at a time."""
 
 
-def blueprint(signers: tuple[Signer, ...], jobs: Jobs, keyring: Keyring, limits: LimitSettings) -> Blueprint:
+def blueprint(
+    signers: tuple[Signer, ...], jobs: Jobs, keyring: Keyring, tools: Sandbox, settings: Settings
+) -> Blueprint:
     """The endpoints of these signers."""
     blueprint = Blueprint("sign", __name__)
     for signer in signers:
-        view = _endpoint(signer, jobs, keyring, limits)
+        view = _endpoint(signer, jobs, keyring, tools, settings)
         view.__doc__ = signer.summary
         operation_id(signer.name)(view)
         document_request(signer.form, source=DataSource.FORM_MULTIPART)(view)
@@ -36,8 +39,11 @@ def blueprint(signers: tuple[Signer, ...], jobs: Jobs, keyring: Keyring, limits:
     return blueprint
 
 
-def _endpoint(signer: Signer, jobs: Jobs, keyring: Keyring, limits: LimitSettings) -> Callable[[], Awaitable[Response]]:
+def _endpoint(
+    signer: Signer, jobs: Jobs, keyring: Keyring, tools: Sandbox, settings: Settings
+) -> Callable[[], Awaitable[Response]]:
     keys = keyring.keys(signer.name)
+    limits, own = settings.limits, getattr(settings.signers, signer.name, None)
 
     async def sign() -> Response:
         request = current_request()
@@ -47,7 +53,7 @@ def _endpoint(signer: Signer, jobs: Jobs, keyring: Keyring, limits: LimitSetting
         async def work(job: Job[Signed]) -> Signed:
             form = await uploads.receive(request.body, boundary, signer.form, job, limits)
             log.note(**{signer.scope: getattr(form, signer.scope)})
-            return await job.limited(signer.sign(form, signers.signer.Job(job.directory, keys, job.hash)))
+            return await job.limited(signer.sign(form, signers.signer.Job(job.directory, keys, job.hash, tools, own)))
 
         job = jobs.start(work)
         request.at_end(job.release)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.server import ThreadedMotoServer
+
+from tests.conftest import ROOT
 
 PATIENCE_S = 20.0
 
@@ -212,3 +215,19 @@ def service(
             ],
         }
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def fixtures_service(softhsm: Any, start: Callable[..., Running]) -> Running:
+    """The service on all of the fixtures, with NXP's tool as `make setup` puts it."""
+    tables = tomllib.loads(softhsm.config.read_text())
+    providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
+    plugin = ROOT / ".cache/debian/bookworm-backports/root/usr/lib/x86_64-linux-gnu/ossl-modules/pkcs11.so"
+    return start(
+        {
+            **providers,
+            "grants": tables["grants"],
+            "tools": {"pkcs11_provider": str(plugin)},
+            "signers.imx": {"cst_base": str(ROOT / ".cache/cst")},
+        }
+    )
