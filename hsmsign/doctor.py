@@ -21,6 +21,7 @@ from hsmsign.settings import Grant, ServerSettings, Settings, SettingsError, fin
 from signers.imx import cst_versions
 from signers.registry import SIGNERS
 from signers.sandbox import Sandbox
+from signers.signer import by_name
 from tokens.errors import Error, ToolUnavailable
 from tokens.file import FileSettings
 from tokens.pkcs11 import Pkcs11Settings
@@ -121,9 +122,9 @@ async def _tools(settings: Settings) -> list[Finding]:
             Finding(Level.OK, "signers.imx.cst_base", f"cst {', '.join(versions)}")
             if versions
             else Finding(
-                Level.ERROR,
+                Level.WARNING,
                 "signers.imx.cst_base",
-                f"there is no cst below {base}.",
+                f"there is no cst below {base}: imx cannot sign.",
                 f"Install NXP's Code Signing Tool as {base}/cst-VERSION/linux64/bin/cst, or correct cst_base.",
             )
         )
@@ -242,7 +243,12 @@ async def _of_template(grant: Grant, settings: Settings, keyring: Keyring) -> li
             continue
         subject = f"grants: {grant.name}, {scope} {name}"
         try:
-            async with keyring.keys(grant.signer).open(grant.role, machine=machine, distro=distro):
+            keys = keyring.keys(grant.signer)
+            if any(role.is_file for role in by_name(SIGNERS)[grant.signer].roles if role.name == grant.role):
+                await keys.read(grant.role, machine=machine, distro=distro)
+                found.append(Finding(Level.OK, subject, f"a file for {grant.signer}, role {grant.role}."))
+                continue
+            async with keys.open(grant.role, machine=machine, distro=distro):
                 found.append(Finding(Level.OK, subject, f"a key for {grant.signer}, role {grant.role}."))
         except Error as error:
             found.append(Finding(Level.ERROR, subject, error.message, error.hint))

@@ -15,7 +15,10 @@ from signers.signer import Signer, by_name
 KeyPath = tuple[str | int, ...]
 
 KEY_STORES = frozenset({"file", "s3"})
-"""The kinds of provider whose objects are paths; the other kinds are tokens."""
+"""The kinds of provider whose objects are paths."""
+
+TOKENS = frozenset({"pkcs11"})
+"""The kinds of provider that hold keys only."""
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 """`{machine}` or `{distro}` in a grant's object or certificate."""
@@ -90,7 +93,7 @@ def _role_mistakes(grant: Mapping[str, Any], signer: Signer, kinds: Mapping[str,
     role = next((role for role in signer.roles if role.name == grant.get("role")), None)
     if role is None:
         return
-    if role.is_file and kinds.get(grant.get("provider", "")) not in (*KEY_STORES, None):
+    if role.is_file and kinds.get(grant.get("provider", "")) in TOKENS:
         yield ("provider",), f"the role {role.name} is a file: only a provider of kind file or s3 can hold it"
     for name in _sequence(grant.get("allow")):
         if name not in role.allows:

@@ -314,7 +314,7 @@ class _Confined(Workspace):
     def __init__(self, settings: ToolSettings, directory: Path) -> None:
         super().__init__(settings, directory)
         self._contents: dict[str, bytes] = {}
-        self._mounts: list[str] = []
+        self._mounts: dict[str, Path] = {}
         self._parents: dict[str, None] = {}
         self._given: list[Path] = []
         self._user: int | None = None
@@ -331,10 +331,12 @@ class _Confined(Workspace):
         path = f"/in/{_inside(name)}"
         if isinstance(content, bytes):
             self._contents[path] = content
+            self._mounts.pop(path, None)
         else:
             real = content.resolve()
             if not self._give(real):
                 return self.put(name, real.read_bytes())
+            self._contents.pop(path, None)
             self._bind(real, path)
         return path
 
@@ -371,7 +373,7 @@ class _Confined(Workspace):
 
     def _bind(self, source: Path, destination: str) -> None:
         self._parents_of(destination)
-        self._mounts += ["--ro-bind", str(source), destination]
+        self._mounts[destination] = source
 
     def _parents_of(self, path: str) -> None:
         # those that bubblewrap makes by itself are closed to other users
@@ -449,7 +451,8 @@ class _Confined(Workspace):
         mode = "0400" if self._user is None else "0444"  # the files are root's; nobody else is in there to read them
         for path, file in zip(self._contents, files, strict=True):
             view += ["--perms", mode, "--file", str(file), path]
-        view += self._mounts
+        for path, source in self._mounts.items():
+            view += ["--ro-bind", str(source), path]
         # last: from here on nothing but /work and /tmp can be written to
         return [*view, "--remount-ro", "/", "--chdir", self.work]
 

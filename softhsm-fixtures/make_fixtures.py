@@ -45,7 +45,7 @@ from softhsm import generate_on_token, import_certificate, import_key, initialis
 
 from signers.formats import ahab, hab
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).absolute().parent
 # what the results depend on
 INPUTS = [*sorted(HERE.glob("*.toml")), *sorted(HERE.glob("*.py")), Path(hab.__file__), Path(ahab.__file__)]
 
@@ -83,7 +83,8 @@ def make(declaration: dict[str, Any], configuration: str, directory: Path) -> No
     softhsm_conf = directory / "softhsm2.conf"
     softhsm_conf.write_text(f"directories.tokendir = {directory / 'tokens'}\nlog.level = ERROR\n")
     os.environ["SOFTHSM2_CONF"] = str(softhsm_conf)
-    (directory / "hsmsign.toml").write_text(configuration.replace("DIRECTORY", str(directory)))
+    configuration = configuration.replace("DIRECTORY", str(directory)).replace("TREE", str(HERE.parent))
+    (directory / "hsmsign.toml").write_text(configuration)
 
     pin = secrets.token_hex(8)
     write_private(directory / "pin", pin.encode() + b"\n")

@@ -30,14 +30,6 @@ CASES = (swupdate.cases, imx.cases, generic.cases)
 
 REQUEST_TIMEOUT_S = 60.0
 LOG = ".cache/demo/service.log"
-TOOLS = {
-    "HSMSIGN_SIGNERS__IMX__CST_BASE": str(imx.CST),
-    "HSMSIGN_TOOLS__PKCS11_PROVIDER": str(
-        ROOT / ".cache/debian/bookworm-backports/root/usr/lib/x86_64-linux-gnu/ossl-modules/pkcs11.so"
-    ),
-}
-"""Where `make setup` puts NXP's tool, and OpenSSL's pkcs11 provider, which Debian 12 has in its backports only."""
-
 S3_CONFIG = """
 [providers.s3]
 kind = "s3"
@@ -74,7 +66,7 @@ def main() -> int:
         config.write_text(
             (fixtures.directory / "hsmsign.toml").read_text() + S3_CONFIG.format(bucket=BUCKET, url=s3_url)
         )
-        url = stack.enter_context(service(config, ROOT / LOG, {**CREDENTIALS, **TOOLS}))
+        url = stack.enter_context(service(config, ROOT / LOG, CREDENTIALS))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S))
         rows = [run(case, client, scratch) for cases in CASES for case in cases(fixtures)]
     (ROOT / "demo-report.json").write_text(json.dumps([row.report() for row in rows], indent=2) + "\n")

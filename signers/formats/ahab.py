@@ -12,8 +12,8 @@ and `cst` write, which the tests compare. All numbers are little endian.
     SRK record       E1, length (2 bytes), algorithm, hash, size or curve, 0, flags, two lengths (2 each), two numbers
     signature        version 0, length (2 bytes), D8, 0 (4), the signature; of all bytes from the container's start
 
-The algorithm of an SRK record says how the key signs, and follows from the certificate's type of key: 21 (rsaEncryption)
-is PKCS #1 v1.5, 22 (id-RSASSA-PSS) is PSS, 27 is ECDSA as r || s.
+The algorithm of an SRK record says how the key signs, and follows from the type of key in the certificate: 21
+(rsaEncryption) is PKCS #1 v1.5, 22 (id-RSASSA-PSS) is PSS, 27 is ECDSA as r || s.
 """
 
 import hashlib
@@ -235,20 +235,18 @@ def parse_srk_table(data: bytes) -> SrkTable:
 
 
 def _srk_record(raw: bytes) -> SrkRecord:
+    if len(raw) < 12 or raw[3] not in (RSA_PKCS1, RSA_PSS, ECDSA):
+        raise AhabError("a key of the SRK table is neither RSA nor EC")
     try:
         algorithm, hash_, curve, _, flags, first = struct.unpack_from("<xxxBBBBBH", raw)
         numbers = raw[12 : 12 + first], raw[12 + first :]
-        if algorithm in (RSA_PKCS1, RSA_PSS) and first <= 512 and len(numbers[1]) <= 8:
+        if algorithm != ECDSA:
             modulus, exponent = (int.from_bytes(each, "big") for each in numbers)
             key: Key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-        elif algorithm == ECDSA:
-            key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve](), b"\x04" + raw[12:])
         else:
-            raise AhabError("a key of the SRK table is neither RSA nor EC")
+            key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve](), b"\x04" + raw[12:])
         record = SrkRecord(key, algorithm, _HASHES[hash_], flags == _SRK_CA, raw)
-    except AhabError:
-        raise
-    except (ValueError, KeyError, IndexError, struct.error, UnsupportedAlgorithm):
+    except (ValueError, KeyError, IndexError, UnsupportedAlgorithm):
         raise AhabError("a key of the SRK table is none") from None
     if raw != _encode_record(record.key, algorithm, record.hash, record.ca):
         raise AhabError("a key of the SRK table is encoded otherwise")

@@ -14,7 +14,7 @@ No key is needed here. A `Message` says how the message shall look, and the sign
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import asn1crypto.cms
@@ -282,7 +282,7 @@ def described(encoded: bytes, certificate: x509.Certificate) -> Message:
         if isinstance(attributes, Void):
             return Message(certificate, scheme)
         times = [each["values"][0].native for each in attributes if each["type"].dotted == _SIGNING_TIME]
-        return Message(certificate, scheme, Attributes(times[0] if times else None))
+        return Message(certificate, scheme, Attributes(times[0].astimezone(UTC) if times else None))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise _bad(f"it cannot be parsed ({error})") from None
 

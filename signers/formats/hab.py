@@ -57,7 +57,6 @@ _CURVES: dict[int, type[ec.EllipticCurve]] = {0x4B: ec.SECP256R1, 0x4D: ec.SECP3
 SRK_MAX = 4
 """Keys in an SRK table: as many as can be revoked one by one."""
 
-_MODULUS_MAX_BYTES = 512
 _CHUNK_BYTES = 1 << 20
 _DIGESTS = (Hash.SHA256, Hash.SHA384, Hash.SHA512)
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -322,18 +321,17 @@ def _srk_entry(raw: bytes, algorithm: int) -> SrkEntry:
         if algorithm != ALGORITHM_SHA256 or len(raw) != 4 + 32:
             raise HabError("a key of the SRK table is given by another hash than SHA-256")
         return SrkEntry(None, False, raw)
+    if len(raw) < 12 or algorithm not in (_RSA_PKCS1, _ECDSA):
+        raise HabError("a key of the SRK table is neither RSA nor EC")
     try:
         ca = raw[7] == _KEY_CA
-        first, second = struct.unpack_from(">HH", raw, 8)
-        if algorithm == _RSA_PKCS1 and first <= _MODULUS_MAX_BYTES and second <= 8:
+        first = int.from_bytes(raw[8:10], "big")
+        if algorithm == _RSA_PKCS1:
             modulus, exponent = (int.from_bytes(each, "big") for each in (raw[12 : 12 + first], raw[12 + first :]))
             key: Key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
-        elif algorithm == _ECDSA:
-            curve = _CURVES[raw[8]]()
-            key = ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x04" + raw[12:])
         else:
-            raise HabError("a key of the SRK table is neither RSA nor EC")
-    except (ValueError, KeyError, IndexError, struct.error, UnsupportedAlgorithm):
+            key = ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[raw[8]](), b"\x04" + raw[12:])
+    except (ValueError, KeyError, UnsupportedAlgorithm):
         raise HabError("a key of the SRK table is none") from None
     if raw != _encode_key(key, ca):
         raise HabError("a key of the SRK table is encoded otherwise")
@@ -474,10 +472,9 @@ def _chunks(read: ReadAt, block: Block) -> Iterator[bytes]:
 
 def _issued(certificate: x509.Certificate, issuer: Key) -> bool:
     """Whether the issuer's key signed a certificate: the signature only, since HAB looks at no name and no date."""
-    parameters = certificate.signature_algorithm_parameters
     signature, signed = certificate.signature, certificate.tbs_certificate_bytes
-    hash_ = certificate.signature_hash_algorithm
     try:
+        parameters, hash_ = certificate.signature_algorithm_parameters, certificate.signature_hash_algorithm
         match issuer, parameters:
             case rsa.RSAPublicKey(), padding.PKCS1v15() | padding.PSS() if hash_ is not None:
                 issuer.verify(signature, signed, parameters, hash_)

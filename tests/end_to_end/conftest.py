@@ -20,8 +20,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import ROOT
-
 PATIENCE_S = 20.0
 
 AWS = {
@@ -62,6 +60,13 @@ class Running:
     def sign(self, distro: str, artifact: bytes, field: str = "sw-description", **fields: str) -> httpx.Response:
         form = {"distro": distro, **{name.replace("_", "-"): value for name, value in fields.items()}}
         return httpx.post(self.url + "/sign/swupdate", data=form, files={field: (field, artifact)}, timeout=60)
+
+    def assert_no_files(self) -> None:
+        """A job removes its files, in a thread, when its answer is out."""
+        end = time.monotonic() + PATIENCE_S
+        while list(self.spool.glob("*/*")):
+            assert time.monotonic() < end, "the spool never became empty"
+            time.sleep(0.02)
 
     def processes(self) -> list[Path]:
         """The directories in /proc of the service and of all that it started."""
@@ -222,12 +227,5 @@ def fixtures_service(softhsm: Any, start: Callable[..., Running]) -> Running:
     """The service on all of the fixtures, with NXP's tool as `make setup` puts it."""
     tables = tomllib.loads(softhsm.config.read_text())
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
-    plugin = ROOT / ".cache/debian/bookworm-backports/root/usr/lib/x86_64-linux-gnu/ossl-modules/pkcs11.so"
-    return start(
-        {
-            **providers,
-            "grants": tables["grants"],
-            "tools": {"pkcs11_provider": str(plugin)},
-            "signers.imx": {"cst_base": str(ROOT / ".cache/cst")},
-        }
-    )
+    imx = tables["signers"]["imx"]
+    return start({**providers, "grants": tables["grants"], "tools": tables["tools"], "signers.imx": imx})

@@ -71,4 +71,4 @@ def test_each_refusal(fixtures_service: Any, machine: str, fields: dict[str, str
     answer = sign(fixtures_service, machine, **fields)
     assert answer.status_code == status, answer.text
     assert answer.json()["type"] == f"/problems/{slug}"
-    assert not list(fixtures_service.spool.glob("*/*"))
+    fixtures_service.assert_no_files()

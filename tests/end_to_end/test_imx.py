@@ -1,26 +1,19 @@
 """i.MX boot images, through HTTP, signed by NXP's cst with keys of every kind, verified by OpenSSL."""
 
 import hashlib
-import importlib.util
 import re
 import struct
 import subprocess
-import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import imx_images
 import pytest
 
 from tests.conftest import ROOT
-
-_spec = importlib.util.spec_from_file_location("imx_images", ROOT / "softhsm-fixtures/imx_images.py")
-assert _spec
-assert _spec.loader
-imx_images = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(imx_images)
 
 IMAGE = ROOT / ".cache/u-boot/nitrogen6q/u-boot-dtb.imx"
 HAB = {"rsa2048": "sha256_2048_65537", "rsa4096": "sha256_4096_65537", "p256": "sha256_secp256r1"}
@@ -73,14 +66,6 @@ def openssl_accepts(directory: Path, signature: bytes, content: bytes, certifica
     return subprocess.run(command, cwd=directory, capture_output=True, timeout=60, check=False).returncode == 0
 
 
-def assert_no_files(service: Any) -> None:
-    """A job removes its files when its answer is out, in a thread."""
-    end = time.monotonic() + 10
-    while list(service.spool.glob("*/*")):
-        assert time.monotonic() < end, "the spool is empty"
-        time.sleep(0.02)
-
-
 def parts_of(csf: bytes) -> tuple[bytes, bytes, list[bytes]]:
     """Read without hsmsign's parser: the commands, the SRK table, the signatures in the order of the commands."""
     assert csf[0] == 0xD4
@@ -102,7 +87,7 @@ def parts_of(csf: bytes) -> tuple[bytes, bytes, list[bytes]]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("where", "backend"), ANY_KEY)
 @pytest.mark.parametrize("key", HAB)
-def test_openssl_accepts_both_signatures_of_a_csf(
+def test_openssl_accepts_both_signatures_of_a_csf(  # noqa: PLR0917 - fixtures
     fixtures_service: Any, softhsm: Any, tmp_path: Path, key: str, where: str, backend: str, version: str
 ) -> None:
     image = IMAGE.read_bytes()
@@ -134,7 +119,7 @@ def certificate_of(softhsm: Any, where: str, key: str, kind: str, directory: Pat
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("where", "backend"), ANY_KEY)
 @pytest.mark.parametrize("key", AHAB)
-def test_openssl_accepts_the_signature_of_a_container(
+def test_openssl_accepts_the_signature_of_a_container(  # noqa: PLR0917 - fixtures
     fixtures_service: Any, softhsm: Any, tmp_path: Path, key: str, where: str, backend: str, version: str
 ) -> None:
     container = tmp_path / "flash.bin"
@@ -188,10 +173,10 @@ def test_eight_clients_at_once(fixtures_service: Any) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: sign_hab(fixtures_service), range(40)))
     assert {answer.status_code for answer in answers} == {200}
-    assert_no_files(fixtures_service)
+    fixtures_service.assert_no_files()
 
 
-SECRET = "/etc/shadow"  # noqa: S105
+SECRET = "/etc/shadow"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +218,7 @@ def test_each_attack_gets_nothing(fixtures_service: Any, old: str, new: str, sta
     text = hab_text("rsa2048", "pkcs11")
     assert old in text
     problem(sign_hab(fixtures_service, text=text.replace(old, new, 1)), status, slug)
-    assert_no_files(fixtures_service)
+    fixtures_service.assert_no_files()
 
 
 def test_a_block_outside_the_image_is_told_in_words(fixtures_service: Any) -> None:
@@ -285,7 +270,7 @@ def pinned_settings(softhsm: Any, srk_hash: str) -> dict[str, Any]:
         if grant["role"] == "files":
             grant |= {"srk_hash": srk_hash, "allow": ["unlock"]}
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
-    return {**providers, "grants": grants, "signers.imx": {"cst_base": str(ROOT / ".cache/cst")}}
+    return {**providers, "grants": grants, "signers.imx": tables["signers"]["imx"]}
 
 
 def test_unlock_where_the_grant_allows_it(softhsm: Any, start: Any) -> None:

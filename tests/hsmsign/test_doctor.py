@@ -7,6 +7,7 @@ from click.testing import CliRunner, Result
 
 from hsmsign.cli import main
 from hsmsign.doctor import Finding, Level, examine
+from signers import sandbox
 
 FILES = """
 [server]
@@ -126,7 +127,18 @@ async def test_key_files_alone(softhsm, tmp_path: Path) -> None:
     environ = {"DIGSIGSERVER_KEYFILE_URI": f"file://{softhsm.keys}", "STATE_DIRECTORY": str(tmp_path)}
     findings = await examine(None, environ)
     assert any(finding.subject == "grants: swupdate-cms, distro demo-file" for finding in findings)
-    assert {finding.level for finding in findings} == {Level.OK}
+    assert any(finding.subject == "grants: imx-files, machine demo-file-p256" for finding in findings)
+    found = {finding.subject: finding.message for finding in findings if finding.level is not Level.OK}
+    assert found == {"signers.imx.cst_base": "there is no cst below /opt/NXP: imx cannot sign."}
+
+
+async def test_the_sandbox(softhsm, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = await examine(softhsm.config, {"HSMSIGN_TOOLS__SANDBOX": "none"})
+    (warning,) = [finding for finding in findings if finding.level is not Level.OK]
+    assert (warning.level, warning.subject) == (Level.WARNING, "tools.sandbox")
+    monkeypatch.setattr(sandbox, "BUBBLEWRAP", Path("/nowhere/bwrap"))
+    (error,) = [finding for finding in await examine(softhsm.config, {}) if finding.level is not Level.OK]
+    assert (error.level, error.subject) == (Level.ERROR, "tools.sandbox")
 
 
 async def test_what_is_of_no_use_is_said(config: Path) -> None:

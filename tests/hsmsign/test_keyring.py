@@ -308,3 +308,45 @@ class TestToken:
             with pytest.raises(PinRefused):
                 async with keys.keys("swupdate").open("rsa", distro="x"):
                     pass
+
+
+class TestFiles:
+    """Files that belong to a key set, and names that a client has for a key."""
+
+    async def test_a_file_with_what_its_grant_says(self, keyring, root: Path) -> None:
+        (root / "one/table.bin").write_bytes(b"\xd7 a table")
+        files = Grant(
+            name="files", signer="imx", role="files", provider="files", object="{machine}/table.bin",
+            allow=("unlock",), srk_hash="ab" * 32,
+        )  # fmt: skip
+        async with keyring(files) as keys:
+            granted = await keys.keys("imx").read("files", machine="one")
+            assert (granted.content, granted.allow) == (b"\xd7 a table", {"unlock"})
+            assert granted.srk_hash == bytes.fromhex("ab" * 32)
+            with pytest.raises(KeyNotFound):
+                await keys.keys("imx").read("files", machine="two")
+            with pytest.raises(KeyNotFound):
+                await keys.keys("swupdate").read("files", machine="one")
+
+    async def test_its_state(self, keyring, root: Path) -> None:
+        (root / "table.bin").write_bytes(b"\xd7")
+        grants = [
+            Grant(name=name, signer="imx", role="files", provider="files", machine=name, object=f"{name}.bin")
+            for name in ("table", "gone")
+        ]
+        async with keyring(*grants) as keys:
+            there, gone = (await keys.readiness()).keys
+            assert (there.usable, there.algorithm, there.spki_sha256) == (True, None, None)
+            assert isinstance(gone.error, KeyNotFound)
+            with pytest.raises(KeyNotFound):
+                async with keys.open_grant("table"):
+                    pass
+
+    async def test_an_alias_chooses_among_files(self, keyring, root: Path) -> None:
+        grants = [grant(name, f"{name}.key", aliases=(f"KEY_{name}",)) for name in ("a", "b")]
+        async with keyring(*grants) as keys:
+            for name in ("a", "b"):
+                uri = f"pkcs11:token=YubiHSM;object=KEY_{name}"
+                assert await name_of(keys, root, distro="x", key_uri=uri) == f"{name}.key"
+            with pytest.raises(KeyNotGranted):
+                await name_of(keys, root, distro="x", key_uri="pkcs11:token=YubiHSM;object=KEY_c")

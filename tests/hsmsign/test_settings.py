@@ -35,6 +35,16 @@ def grant(**keys: str) -> str:
     return "[[grants]]\n" + "".join(f'{key} = "{value}"\n' for key, value in keys.items() if value)
 
 
+IMX_FILES = """
+[[grants]]
+provider = "files"
+name = "table"
+signer = "imx"
+role = "files"
+object = "table.bin"
+"""
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,6 +161,7 @@ class TestDigsigserver:
                 "DIGSIGSERVER_KEYFILE_URI": "file:///srv/signing%20keys",
                 "DIGSIGSERVER_RESPONSE_TIMEOUT": "60",
                 "DIGSIGSERVER_LOG_LEVEL": "CRITICAL",
+                "DIGSIGSERVER_IMX_CST_BASE": "/srv/NXP",
                 "DIGSIGSERVER_L4T_TOOLS_BASE": "/opt/nvidia",
             },
         )
@@ -159,7 +170,8 @@ class TestDigsigserver:
             ("swupdate-rsa", "{distro}/swupdate/rsa-private.key", None),
             ("swupdate-cms", "{distro}/swupdate/cms-private.key", "{distro}/swupdate/cms.cert"),
         }
-        assert len(settings.grants) == sum(len(signer.roles) for signer in SIGNERS)
+        assert len(settings.grants) == sum(bool(role.key_file) for signer in SIGNERS for role in signer.roles)
+        assert settings.signers.imx.cst_base == Path("/srv/NXP")
         assert (settings.limits.job_timeout_s, settings.server.response_timeout_s) == (60, 60)
         assert settings.log.level == "error"
 
@@ -201,7 +213,8 @@ class TestMistakes:
             "providers.token.module: it is missing",
             'providers.token.sesions: there is no such key - did you mean "sessions"?',
             'grants[0].provider: no provider is called "tokne"; there are: files, token - did you mean "token"?',
-            'grants[0].signer: no signer is called "swupdat"; there are: swupdate - did you mean "swupdate"?',
+            'grants[0].signer: no signer is called "swupdat"; there are: swupdate, imx, generic'
+            ' - did you mean "swupdate"?',
             'grants[1].role: no role of swupdate is called "rsaa"; there are: rsa, cms - did you mean "rsa"?',
         ]
 
@@ -217,6 +230,19 @@ class TestMistakes:
             (FILES + grant(machine="imx8"), "grants[0].machine: swupdate is asked by distro: this grant would never"),
             (FILES + grant() + grant(name="h", object="b"), "grants[1]: no request can tell it from grants[0]"),
             (TOKEN + 2 * grant(provider="token", id="01"), "grants[1].name: grants[0] has the same name"),
+            (
+                TOKEN + IMX_FILES.replace("files", "token", 1),
+                "grants[0].provider: the role files is a file: only a provider",
+            ),
+            (
+                FILES + IMX_FILES + 'allow = ["unlck"]',
+                'grants[0].allow: no permission of imx\'s role files is called "unlck"',
+            ),
+            (FILES + grant() + 'allow = ["unlock"]', "grants[0].allow: no permission of swupdate's role rsa"),
+            (FILES + grant(srk_hash="ab" * 32), "grants[0].srk_hash: only the grant of a file with an SRK table"),
+            (FILES + IMX_FILES + 'srk_hash = "ab"', "grants[0].srk_hash: "),
+            ("[tools]\nsandbox = 'chroot'\n", "tools.sandbox: "),
+            ("[signers.imx]\ncst = '/opt'\n", "signers.imx.cst: there is no such key"),
             (FILES + grant(name="a/b"), "grants[0].name: "),
             (FILES + grant(id="0"), "grants[0].id: "),
             (FILES + grant(spki_sha256="abc"), "grants[0].spki_sha256: "),
