@@ -50,10 +50,13 @@ def configure(settings: LogSettings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("signers").setLevel(settings.level.upper())
 
 
 def _name_library(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     event["library"] = event["_record"].name
+    if (line := _fields.get()) is not None and "request_id" in line:
+        event["request_id"] = line["request_id"]
     return event
 
 

@@ -45,7 +45,10 @@ SocType = Literal["mx6", "mx7", "mx8m", "mx8", "mx8ulp", "mx9"]
 # What cst says where the artifact or the CSF is at fault; its own words hold paths and URIs.
 _COMPLAINTS = (
     (rb"together exceed file size", "A block lies outside the image."),
-    (rb"(?i)container|signature block", "The container at the CSF's Offsets is not one that can be signed."),
+    (
+        rb"(?i)container|signature block|offsets are not consistent",
+        "The container at the CSF's Offsets is not one that can be signed.",
+    ),
     (rb"(?i)SRK table|Invalid SRK", "The SRK table does not suit the CSF."),
 )
 

@@ -157,6 +157,16 @@ def test_openssl_accepts_the_signature_of_a_container(  # noqa: PLR0917 - fixtur
         assert (subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0) is good
 
 
+def test_offsets_of_no_container(fixtures_service: Any, tmp_path: Path) -> None:
+    container = tmp_path / "flash.bin"
+    imx_images.write_ahab_container(container, [b"first" * 3000])
+    text = imx_images.ahab_csf((0x400, 0x490), container.name, name_of("SRK", AHAB["ahab-p384"], "pkcs11"))
+    content = container.read_bytes()
+    fields = {"soctype": "mx9", "name": container.name}
+    answer = post(fixtures_service, "demo-token-ahab-p384", text, content, **fields)
+    problem(answer, 422, "artifact-rejected")
+
+
 def test_the_second_srk(fixtures_service: Any) -> None:
     answer = sign_hab(fixtures_service, text=hab_text("rsa2048", "pkcs11", 2))
     assert answer.status_code == 200, answer.text

@@ -1,7 +1,10 @@
 """No PIN, passphrase or key byte is anywhere that it should not be."""
 
 import base64
+import json
+import os
 import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
+
+from tests.end_to_end import test_imx as imx
 
 DESCRIPTION = b'software = { version = "1"; }'
 LARGE = DESCRIPTION + b"\n" * 200_000  # on disk, while its job runs
@@ -81,5 +86,60 @@ def read(path: Path) -> bytes:
     """The file, if it is one that still is there and that we may read."""
     try:
         return path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, PermissionError, ProcessLookupError):
+    except OSError:  # gone, a directory, a socket
         return b""
+
+
+@pytest.fixture(scope="module")
+def imx_canaries(softhsm: Any) -> list[tuple[str, bytes]]:
+    """The PIN, and of i.MX file keys: the numbers, PEM lines of the tarball's keys, and their passphrase."""
+    directory = softhsm.keys / "demo-file-rsa2048/imxsign"
+    secrets = [("the PIN", softhsm.pin.encode())]
+    for path in (directory / "keys").glob("*_key.pem"):
+        numbers = serialization.load_pem_private_key(path.read_bytes(), None).private_numbers()
+        secrets += [(f"{path.name}: {part}", getattr(numbers, part).to_bytes(128, "big")) for part in ("p", "q")]
+    canaries = [trace for name, secret in secrets for trace in traces(name, secret)]
+    with tarfile.open(directory / "imx-cst-keys.tar.gz") as archive:
+        members = {member.name: archive.extractfile(member) for member in archive if member.isreg()}
+        for name, file in members.items():
+            content = file.read() if file else b""
+            if name.endswith("key_pass.txt"):
+                canaries.append(("the passphrase", content.split()[0]))
+            elif "keys/" in name:
+                canaries.append((name, content.splitlines()[3]))
+    return canaries
+
+
+@pytest.mark.parametrize("backend", ["ssl", "pkcs11"])
+def test_no_secret_leaks_to_tools(fixtures_service: Any, imx_canaries: list[tuple[str, bytes]], backend: str) -> None:
+    """What tools are given on their command line, in their environment and on disk: no key, not even the tarball's."""
+    answers: list[httpx.Response] = []
+    machines = ["demo-file-rsa2048"] + (["demo-token-rsa2048"] if backend == "pkcs11" else [])
+
+    def use() -> None:
+        for _ in range(15):
+            for machine in machines:
+                text = imx.hab_text("rsa2048", backend)
+                answers.append(imx.post(fixtures_service, machine, text, imx.IMAGE.read_bytes(), backend=backend))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    tools = set()
+    while thread.is_alive():
+        for process in fixtures_service.processes():
+            for name in ("cmdline", "environ"):
+                look(f"{name} of {process}", read(process / name), imx_canaries)
+            tools.add(read(process / "comm"))
+        for directory, _, names in os.walk(fixtures_service.spool):  # directories that vanish are passed over
+            for name in names:
+                look(f"the spool's {name}", read(Path(directory, name)), imx_canaries)
+    thread.join()
+    assert b"cst\n" in tools, "the tool itself was looked at"
+    assert {answer.status_code for answer in answers} == {200}
+    for answer in answers:
+        look("an answer", answer.content, imx_canaries)
+    look("the log", fixtures_service.log.encode(), imx_canaries)
+    audited = [json.loads(line) for line in fixtures_service.log.splitlines() if "the lent key" in line]
+    if backend == "pkcs11":  # two signatures for each CSF, told with the id of its request
+        ids = [answer.headers["X-Request-Id"] for answer in answers]
+        assert sorted(line["request_id"] for line in audited if line.get("request_id") in ids) == sorted(2 * ids)

@@ -116,8 +116,8 @@ async def test_runs_a_tool_with_inputs(kind, job, tmp_path):
 async def test_runs_share_the_working_directory_and_nothing_else(kind, job):
     async with Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
         await workspace.run("/bin/sh", "-c", "echo one >a; mkdir d; echo two >d/b")
-        workspace.put("name", b"old")
-        name = workspace.put("name", b"new")
+        for content in (b"old", Path(__file__), b"new"):
+            name = workspace.put("name", content)
         assert (await workspace.run("/bin/cat", "a", "d/b", name)).output == b"one\ntwo\nnew"
         assert workspace.result("d/b").read_bytes() == b"two\n"
 

@@ -146,7 +146,7 @@ class Loan:
             log.debug("a loan's connection ended: %r", error)
         finally:
             self._connections.discard(task)
-            writer.close()
+            writer.transport.abort()  # close() would wait for one that does not read its answers
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)  # the highest version that the client knows
