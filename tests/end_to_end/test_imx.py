@@ -179,11 +179,31 @@ def test_a_key_that_another_srk_issued_is_not_released(fixtures_service: Any) ->
     problem(answer, 500, "signing-failed")
 
 
-def test_eight_clients_at_once(fixtures_service: Any) -> None:
+@pytest.mark.parametrize("where", ["token", "file"])
+def test_twenty_runs_eight_at_once(fixtures_service: Any, softhsm: Any, tmp_path: Path, where: str) -> None:
+    image, text = IMAGE.read_bytes(), hab_text("rsa2048", "pkcs11")
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: sign_hab(fixtures_service), range(40)))
+        answers = list(pool.map(lambda _: post(fixtures_service, f"demo-{where}-rsa2048", text, image), range(20)))
     assert {answer.status_code for answer in answers} == {200}
+    certificate = certificate_of(softhsm, where, "rsa2048", "CSF", tmp_path)
+    for answer in answers:
+        commands, _, (signature, _) = parts_of(answer.content)
+        assert openssl_accepts(tmp_path, signature, commands, certificate)
     fixtures_service.assert_no_files()
+
+
+@pytest.mark.parametrize("backend", ["ssl", "pkcs11"])
+def test_without_a_sandbox(softhsm: Any, start: Any, backend: str) -> None:
+    tables = tomllib.loads(softhsm.config.read_text())
+    providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
+    tools = {**tables["tools"], "sandbox": "none"}
+    imx = tables["signers"]["imx"]
+    service = start({**providers, "grants": tables["grants"], "tools": tools, "signers.imx": imx})
+    answer = post(service, "demo-file-rsa2048", hab_text("rsa2048", backend), IMAGE.read_bytes(), backend=backend)
+    assert answer.status_code == 200, answer.text
+    assert httpx.get(service.url + "/readyz", timeout=60).json()["sandbox"]["kind"] == "none"
+    assert "tools run without a sandbox" in service.log
+    service.assert_no_files()
 
 
 SECRET = "/etc/shadow"
