@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tokens.errors import Error
+from tokens.errors import Error, ToolUnavailable
 from tokens.lending.mechanisms import EC_MECHANISMS, RSA_MECHANISMS, Asked, Refused, understand
 from tokens.lending.objects import SECRET_ATTRIBUTES, LentKey, TokenObject, objects_of
 from tokens.lending.wire import (
@@ -46,6 +46,9 @@ CKR_FUNCTION_NOT_SUPPORTED, CKR_KEY_HANDLE_INVALID = 0x54, 0x60
 CKR_MECHANISM_INVALID, CKR_OBJECT_HANDLE_INVALID = 0x70, 0x82
 CKR_OPERATION_ACTIVE, CKR_OPERATION_NOT_INITIALIZED = 0x90, 0x91
 CKR_SESSION_COUNT, CKR_SESSION_HANDLE_INVALID, CKR_BUFFER_TOO_SMALL = 0xB1, 0xB3, 0x150
+
+PATH_MAX_BYTES = 107
+"""How long a socket's path may be (unix(7))."""
 
 _SLOT = 1
 _ANSWERED_VERSION = 0  # every client knows it; later ones add only calls that are not answered here
@@ -119,6 +122,11 @@ class Loan:
         return f"unix:path={quote(str(self._path))}"
 
     async def __aenter__(self) -> Self:
+        if len(bytes(self._path)) > PATH_MAX_BYTES:
+            raise ToolUnavailable(
+                "A tool cannot reach keys on loan: the path of their socket would be too long.",
+                f"Choose a shorter server.spool_directory: the socket's path may have {PATH_MAX_BYTES} bytes.",
+            )
         self._server = await asyncio.start_unix_server(self._connected, self._path)
         return self
 

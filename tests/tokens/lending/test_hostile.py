@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from tokens.errors import ToolUnavailable
 from tokens.lending import Loan, LoanLimits
 from tokens.schemes import Hash, RsaPkcs1v15, digest_info
 
@@ -350,3 +352,9 @@ async def test_a_provider_that_fails_is_an_error_of_the_tool(lend: Any) -> None:
             if hasattr(key, closing):
                 key.close() if closing == "close" else setattr(key, closing, True)
         assert (await client.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0x06
+
+
+async def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
+    loan = Loan(tmp_path / ("x" * 100), "YubiHSM", [], LoanLimits(), lambda *_: None)
+    with pytest.raises(ToolUnavailable, match="too long"):
+        await loan.__aenter__()
