@@ -12,17 +12,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import httpx
-from artifacts import DISTRO, MIB, Request, digest_request, swupdate_request, write_swu
+from artifacts import (
+    DISTRO,
+    MIB,
+    Request,
+    TokenRequest,
+    check_rsa,
+    digest_request,
+    swupdate_request,
+    write_file,
+    write_swu,
+)
 from bare import BareWorker, bare_workers, drive
+from imx import imx_request, write_cst_input
 from load import Load, Upload, check_local, post, upload
 from rich.console import Console
 from rich.table import Column, Table
 from service import PeakMemory, service
+from tools import CST_VERSION, BareTool, Runs, copied_token, runs_of, sign_images
 
 from hsmsign.settings import load as load_settings
 from tokens.pkcs11 import Pkcs11Settings
@@ -30,13 +42,15 @@ from tokens.pkcs11 import Pkcs11Settings
 ROOT = Path(__file__).parents[1]
 REPORT = Path("bench-report.json")
 CLIENTS = (16, 1)
+IMX_CLIENTS = (8, 1)
 SECONDS_MAX = 60
 ROUNDS_MAX = 100
-TABLE_WIDTH = 120
+TABLE_WIDTH = 132
 """In columns, where the output is no terminal."""
 
 TOKEN_RATIO_WANTED = 0.7
 UPLOAD_EXTRA_MIB_WANTED = 20
+IMX_EXTRA_MS_WANTED = 15
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,10 @@ class Plan:
     rounds: int
     workers: tuple[int, ...] = (1, 2)
     upload_mib: tuple[int, ...] = (1, 1024)
+    generic_mib: int = 1024
 
 
-QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64))
+QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64), generic_mib=16)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,8 @@ class Row:
     p99_ms: float
     errors: int
     token_ratio: float | None = None
+    extra_ms: float | None = None
+    tool_ratio: float | None = None
     peak_mib: float | None = None
 
 
@@ -89,19 +106,26 @@ class Bench:
                 yield from self.paired(request, workers)
         for mib in self.plan.upload_mib:
             yield self.upload(mib)
+        yield from self.imx()
+        yield from self.generic()
 
-    def paired(self, request: Request, workers: int) -> Iterator[Row]:
-        """The service, the bare workers and the peer take turns; a ratio is that of two neighbours in time."""
-        settings = load_settings(self.config)
-        provider = settings.providers["softhsm"]
+    @property
+    def provider(self) -> Pkcs11Settings:
+        """The token's settings."""
+        provider = load_settings(self.config).providers["softhsm"]
         assert isinstance(provider, Pkcs11Settings)
+        return provider
+
+    def paired(self, request: TokenRequest, workers: int) -> Iterator[Row]:
+        """The service, the bare workers and the peer take turns; a ratio is that of two neighbours in time."""
+        state_directory = str(load_settings(self.config).server.state_directory)
         peer = self.peer if self.peer and request.path == "/sign/swupdate" else None
         loads: dict[int, list[Load]] = {clients: [] for clients in CLIENTS}
         ratios: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
         peers: dict[int, list[Load]] = {clients: [] for clients in CLIENTS}
         with (
             service(self.config, self.log, workers) as running,
-            bare_workers(provider, str(settings.server.state_directory), workers) as bare,
+            bare_workers(self.provider, state_directory, workers) as bare,
         ):
             request.check(first_answer(running.url, request))
             if peer:
@@ -119,7 +143,7 @@ class Bench:
             if peer:
                 yield load_row(f"{request.case} (peer)", clients, None, peers[clients], None)
 
-    def drive(self, bare: list[BareWorker], request: Request) -> float:
+    def drive(self, bare: list[BareWorker], request: TokenRequest) -> float:
         """The bare workers' rate."""
         return drive(bare, request, self.plan.seconds)
 
@@ -153,6 +177,59 @@ class Bench:
             peak_mib=memory.peak_mib,
         )
 
+    def imx(self) -> Iterator[Row]:
+        """A boot image for `/sign/imx`; the service and `cst` itself take turns."""
+        request = imx_request(self.fixtures)
+        loads: dict[int, list[Load]] = {clients: [] for clients in IMX_CLIENTS}
+        bares: dict[int, list[Load]] = {clients: [] for clients in IMX_CLIENTS}
+        with (
+            tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="cst-") as name,
+            service(self.config, self.log, 1) as running,
+        ):
+            tools: list[BareTool] = []
+            for number in range(max(IMX_CLIENTS)):
+                directory = Path(name, str(number))
+                write_cst_input(self.fixtures, directory)
+                tools.append(BareTool(copied_token(self.provider, directory), directory))
+            request.check(first_answer(running.url, request))
+            for number in range(self.plan.rounds):
+                self.say(f"{request.case}, round {number + 1} of {self.plan.rounds}")
+                for clients in IMX_CLIENTS:
+                    loads[clients].append(post(running.url, request, clients, self.plan.seconds))
+                    bares[clients].append(load_of(sign_images(tools[:clients], self.plan.seconds)))
+        for clients in IMX_CLIENTS:
+            row = load_row(request.case, clients, 1, loads[clients], None)
+            yield beside_tool(row, loads[clients], bares[clients])
+            yield load_row(f"cst {CST_VERSION} itself", clients, None, bares[clients], None)
+
+    def generic(self) -> Iterator[Row]:
+        """A large file for `/sign/generic`; the service and `openssl dgst` itself take turns."""
+        mib = self.plan.generic_mib
+        loads: list[Load] = []
+        bares: list[Load] = []
+        with (
+            tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="generic-") as name,
+            service(self.config, self.log, 1) as running,
+        ):
+            directory = Path(name)
+            tool = BareTool(self.provider, directory)
+            key = f"pkcs11:token={self.provider.token};object=generic-rsa"
+            fields = {"machine": DISTRO, "method": "RSA"}
+            artifact, signature = directory / "artifact", directory / "answer"
+            digest = write_file(artifact, mib)
+            with PeakMemory(running.pid) as memory:
+                for number in range(self.plan.rounds):
+                    self.say(f"file of {mib} MiB, round {number + 1} of {self.plan.rounds}")
+                    done = upload(running.url, "/sign/generic", fields, artifact, signature)
+                    errors = int(done.status != httpx.codes.OK)
+                    loads.append(load_of(Runs(done.seconds, [done.seconds], errors), mib))
+                    taken = tool.sign_file(artifact, key)
+                    bares.append(load_of(runs_of(taken or 0, [taken]), mib))
+            check_rsa(self.fixtures / "public/generic-rsa.pem", signature.read_bytes(), digest)
+        row = file_row(f"/sign/generic RSA {mib} MiB", 1, loads)
+        yield replace(beside_tool(row, loads, bares), peak_mib=memory.peak_mib)
+        yield file_row(f"openssl itself {mib} MiB", None, bares)
+
     def say(self, what: str) -> None:
         """Progress, for a reader who waits."""
         self.console.print(what, style="dim", highlight=False)
@@ -175,6 +252,30 @@ def load_row(case: str, clients: int, workers: int | None, loads: Sequence[Load]
         p99_ms=median(load.p99_ms for load in loads),
         errors=sum(load.errors for load in loads),
         token_ratio=ratio,
+    )
+
+
+def file_row(case: str, workers: int | None, loads: Sequence[Load]) -> Row:
+    """Of rounds with one file each."""
+    p99_ms = percentile([load.p50_ms for load in loads], 99)
+    return replace(load_row(case, 1, workers, loads, None), p99_ms=p99_ms)
+
+
+def load_of(runs: Runs, mib: int = 1) -> Load:
+    """Runs, as those of wrk are told; by MiB where each has many. Raises RuntimeError where none was good."""
+    if not runs.each:
+        raise RuntimeError("a tool, started directly, does not sign")
+    p50_ms, p99_ms = (1000 * value for value in (median(runs.each), percentile(runs.each, 99)))
+    return Load(mib * len(runs.each) / runs.seconds, p50_ms, p99_ms, runs.errors)
+
+
+def beside_tool(row: Row, loads: Sequence[Load], bares: Sequence[Load]) -> Row:
+    """The row with what the service takes more than the bare tool did, its neighbour in time."""
+    pairs = list(zip(loads, bares, strict=True))
+    return replace(
+        row,
+        extra_ms=median(load.p50_ms - bare.p50_ms for load, bare in pairs),
+        tool_ratio=median(load.p50_ms / bare.p50_ms for load, bare in pairs),
     )
 
 
@@ -223,18 +324,31 @@ def rounded(row: Row) -> dict[str, str | int | float | None]:
 
 def table(rows: list[Row]) -> Table:
     """The rows for a terminal."""
-    numbers = ("clients", "workers", "per second", "p50 ms", "p99 ms", "errors", "token ratio", "peak MiB")
+    numbers = (
+        "clients",
+        "workers",
+        "per second",
+        "p50 ms",
+        "p99 ms",
+        "errors",
+        "token ratio",
+        "extra ms",
+        "tool ratio",
+        "peak MiB",
+    )
     table = Table(Column("case", no_wrap=True), *(Column(name, justify="right") for name in numbers))
     for row in rows:
         table.add_row(
             row.case,
             str(row.clients),
             shown(row.workers, "d"),
-            f"{row.per_second:.0f} MiB" if ".swu" in row.case else f"{row.per_second:.0f}",
+            shown(row.per_second, ".1f" if row.per_second < 100 else ".0f") + (" MiB" if "MiB" in row.case else ""),
             f"{row.p50_ms:.2f}",
             f"{row.p99_ms:.2f}",
             f"[red]{row.errors}" if row.errors else "0",
             shown(row.token_ratio, ".2f"),
+            shown(row.extra_ms, ".1f"),
+            shown(row.tool_ratio, ".2f"),
             shown(row.peak_mib, ".1f"),
         )
     return table
@@ -246,11 +360,17 @@ def shown(value: float | None, form: str) -> str:
 
 def verdicts(rows: list[Row]) -> Iterator[str]:
     """What is wanted of the service, and whether it was so this time."""
-    ratios = [row.token_ratio for row in rows if "RSA-2048" in row.case and row.clients == max(CLIENTS)]
-    best = max(ratio for ratio in ratios if ratio is not None)
+    many = [row for row in rows if "RSA-2048" in row.case and row.clients == max(CLIENTS)]
+    best = max(row.token_ratio for row in many if row.token_ratio is not None)
     yield verdict(best >= TOKEN_RATIO_WANTED, f"token ratio at 16 clients {best:.2f}, wanted {TOKEN_RATIO_WANTED}")
     errors = sum(row.errors for row in rows if "(peer)" not in row.case)
     yield verdict(errors == 0, f"{errors} errors, wanted none")
+    for row in rows:
+        if row.extra_ms is not None and row.case.startswith("/sign/imx"):
+            text = (
+                f"{row.case} at {row.clients} clients {row.extra_ms:.1f} ms more than cst, wanted {IMX_EXTRA_MS_WANTED}"
+            )
+            yield verdict(row.extra_ms <= IMX_EXTRA_MS_WANTED, text)
     peaks = [row.peak_mib for row in rows if ".swu" in row.case and row.peak_mib is not None]
     if not peaks:
         yield "[yellow]no memory was measured: only root may look into the service's processes"

@@ -1,4 +1,4 @@
-"""What is posted: a sw-description, a digest, and a .swu of a given size."""
+"""What is posted: a sw-description, a digest, and files of a given size."""
 
 import base64
 import hashlib
@@ -16,6 +16,7 @@ from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15, Scheme
 
 MIB = 1024 * 1024
 BOUNDARY = "hsmsign-bench"
+MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 DISTRO = "demo-token"
 
 # two copies of a system, as a device with a fall-back has them
@@ -63,35 +64,42 @@ class Request:
 
     Arguments:
         case: what the report calls it.
-        key: the label of the key on the token.
-        scheme, digest: what a bare worker signs for it.
-        check: raises InvalidSignature where an answer's body is not the signature.
+        check: raises an exception where an answer's body is not the signature.
     """
 
     case: str
     path: str
     content_type: str
     body: bytes
-    key: str
-    scheme: Scheme
-    digest: bytes
     check: Callable[[bytes], None]
 
 
-def swupdate_request(public: Path) -> Request:
+@dataclass(frozen=True)
+class TokenRequest(Request):
+    """One that takes a single signature of the token.
+
+    Arguments:
+        key: the label of the key on the token.
+        scheme, digest: what a bare worker signs for it.
+    """
+
+    key: str
+    scheme: Scheme
+    digest: bytes
+
+
+def swupdate_request(public: Path) -> TokenRequest:
     """A sw-description for `/sign/swupdate`, as build layers post it."""
     digest = hashlib.sha256(DESCRIPTION).digest()
 
     def check(answer: bytes) -> None:
-        key = serialization.load_pem_public_key((public / "swupdate-rsa.pem").read_bytes())
-        assert isinstance(key, rsa.RSAPublicKey)
-        key.verify(answer, digest, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+        check_rsa(public / "swupdate-rsa.pem", answer, digest)
 
-    return Request(
+    return TokenRequest(
         case="/sign/swupdate RSA-2048",
         path="/sign/swupdate",
-        content_type=f"multipart/form-data; boundary={BOUNDARY}",
-        body=_multipart({"distro": DISTRO, "method": "RSA"}, "sw-description", DESCRIPTION),
+        content_type=MULTIPART,
+        body=multipart({"distro": DISTRO, "method": "RSA"}, {"sw-description": ("sw-description", DESCRIPTION)}),
         key="swupdate-rsa",
         scheme=RsaPkcs1v15(Hash.SHA256),
         digest=digest,
@@ -99,7 +107,7 @@ def swupdate_request(public: Path) -> Request:
     )
 
 
-def digest_request(public: Path) -> Request:
+def digest_request(public: Path) -> TokenRequest:
     """A bare digest for `/keys/digest-p256/sign`."""
     digest = hashlib.sha256(DESCRIPTION).digest()
 
@@ -109,7 +117,7 @@ def digest_request(public: Path) -> Request:
         signature = base64.b64decode(json.loads(answer)["signature"])
         key.verify(signature, digest, ec.ECDSA(Prehashed(hashes.SHA256())))
 
-    return Request(
+    return TokenRequest(
         case="/keys/NAME/sign P-256",
         path="/keys/digest-p256/sign",
         content_type="application/json",
@@ -121,29 +129,43 @@ def digest_request(public: Path) -> Request:
     )
 
 
-def _multipart(fields: dict[str, str], name: str, content: bytes) -> bytes:
-    """multipart/form-data (RFC 7578) with one file, laid out as curl does."""
+def check_rsa(public_key: Path, signature: bytes, sha256: bytes) -> None:
+    """PKCS #1 v1.5. Raises InvalidSignature."""
+    key = serialization.load_pem_public_key(public_key.read_bytes())
+    assert isinstance(key, rsa.RSAPublicKey)
+    key.verify(signature, sha256, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+
+
+def multipart(fields: dict[str, str], files: dict[str, tuple[str, bytes]]) -> bytes:
+    """multipart/form-data (RFC 7578), laid out as curl does; each file has a name and a content."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'.encode()
         for field, value in fields.items()
     ]
-    head = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    )
-    return b"".join([*parts, head.encode(), content, f"\r\n--{BOUNDARY}--\r\n".encode()])
+    for field, (name, content) in files.items():
+        head = (
+            f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        parts += [head.encode(), content, b"\r\n"]
+    return b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+
+
+def write_file(path: Path, mib: int) -> bytes:
+    """Writes `mib` MiB, the same one again and again. Returns their SHA-256."""
+    block = hashlib.shake_256(b"hsmsign").digest(MIB)
+    sha256 = hashlib.sha256()
+    with path.open("wb") as file:
+        for _ in range(mib):
+            sha256.update(block)
+            file.write(block)
+    return sha256.digest()
 
 
 def write_swu(directory: Path, mib: int) -> Path:
     """Writes an unsigned .swu with one image of `mib` MiB, as build layers do: by cpio, with checksums."""
-    block = hashlib.shake_256(b"hsmsign").digest(MIB)
-    sha256 = hashlib.sha256()
     image, description, archive = directory / "rootfs.ext4", directory / "sw-description", directory / "unsigned.swu"
-    with image.open("wb") as file:
-        for _ in range(mib):
-            sha256.update(block)
-            file.write(block)
-    description.write_text(SWU_DESCRIPTION.format(sha256=sha256.hexdigest()))
+    description.write_text(SWU_DESCRIPTION.format(sha256=write_file(image, mib).hex()))
     with archive.open("wb") as file:
         names = f"{description.name}\n{image.name}\n".encode()
         command = ["cpio", "--quiet", "--create", "--format=crc"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from artifacts import Request
+from artifacts import TokenRequest
 
 from tokens.frames import Decoder, Header, encode, scheme_to_wire
 from tokens.pkcs11 import Pkcs11Settings
@@ -78,7 +78,7 @@ def bare_workers(settings: Pkcs11Settings, state_directory: str, count: int) -> 
             worker.close()
 
 
-def drive(workers: list[BareWorker], request: Request, seconds: float) -> float:
+def drive(workers: list[BareWorker], request: TokenRequest, seconds: float) -> float:
     """Signatures in a second, of all the workers together, for what the service signs in answer to `request`."""
     with selectors.DefaultSelector() as selector:
         frames = {}

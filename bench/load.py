@@ -60,10 +60,10 @@ def post(url: str, request: Request, clients: int, seconds: int) -> Load:
     return Load(found["signed"] / found["seconds"], found["p50_ms"], found["p99_ms"], found["errors"])
 
 
-def upload(url: str, path: str, fields: dict[str, str], artifact: Path) -> Upload:
-    """Posts a form with one file, which curl reads as it sends it, and drops the answer."""
+def upload(url: str, path: str, fields: dict[str, str], artifact: Path, answer: Path = Path("/dev/null")) -> Upload:
+    """Posts a form with one file, which curl reads as it sends it; the answer goes to a file."""
     check_local(url)
-    command = ["curl", "--silent", "--show-error", "--max-time", str(UPLOAD_TIMEOUT_S), "--output", "/dev/null"]
+    command = ["curl", "--silent", "--show-error", "--max-time", str(UPLOAD_TIMEOUT_S), "--output", str(answer)]
     command += ["--write-out", "%{time_total} %{http_code} %{size_download}"]
     for name, value in fields.items():
         command += ["--form", f"{name}={value}"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from tools import CST_BASE
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
@@ -41,7 +42,11 @@ def service(config: Path, log: Path, sessions: int) -> Iterator[Service]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "HSMSIGN_PROVIDERS__SOFTHSM__SESSIONS": str(sessions)},
+            env={
+                **os.environ,
+                "HSMSIGN_PROVIDERS__SOFTHSM__SESSIONS": str(sessions),
+                "HSMSIGN_SIGNERS__IMX__CST_BASE": str(CST_BASE),
+            },
         )
     running = Service(f"http://127.0.0.1:{port}", process.pid)
     try:
@@ -100,7 +105,8 @@ class PeakMemory:
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_INTERVAL_S):
             try:
-                mib = sum(map(_pss_kib, _family(self._pid))) / KIB_PER_MIB
+                # a child between vfork and exec is in its parent's memory, at the same addresses: that counts once
+                mib = sum(dict(map(_pss_kib, _family(self._pid))).values()) / KIB_PER_MIB
             except PermissionError:
                 return
             except (FileNotFoundError, ProcessLookupError):  # a process ended between two looks
@@ -116,6 +122,8 @@ def _family(pid: int) -> Iterator[int]:
             yield from _family(int(child))
 
 
-def _pss_kib(pid: int) -> int:
-    found = re.search(r"^Pss: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+def _pss_kib(pid: int) -> tuple[str, int]:
+    """Where a process's memory lies, and how much it is."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss: +(\d+) kB$", text, re.MULTILINE)
+    return text.partition(" ")[0], int(found[1]) if found else 0

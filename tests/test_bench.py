@@ -10,6 +10,11 @@ import pytest
 
 from tests.conftest import ROOT
 
+FIELDS = [
+    *("case", "clients", "workers", "per_second", "p50_ms", "p99_ms", "errors"),
+    *("token_ratio", "extra_ms", "tool_ratio", "peak_mib"),
+]
+
 
 def bench(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "bench", *arguments]
@@ -27,20 +32,29 @@ def test_the_report_has_every_case(tmp_path: Path) -> None:
         ("/keys/NAME/sign P-256", 1, 1),
         ("/sign/swupdate .swu 1 MiB", 1, 1),
         ("/sign/swupdate .swu 64 MiB", 1, 1),
+        ("/sign/imx HABv4 RSA-2048", 8, 1),
+        ("cst 3.4.1 itself", 8, None),
+        ("/sign/imx HABv4 RSA-2048", 1, 1),
+        ("cst 3.4.1 itself", 1, None),
+        ("/sign/generic RSA 16 MiB", 1, 1),
+        ("openssl itself 16 MiB", 1, None),
     ]
-    fields = ["case", "clients", "workers", "per_second", "p50_ms", "p99_ms", "errors", "token_ratio", "peak_mib"]
     for row in report:
-        assert list(row) == fields
+        assert list(row) == FIELDS
         assert row["errors"] == 0
         assert row["per_second"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert all(0 < row["token_ratio"] < 2 for row in report[:4])
-    small, large = (row["peak_mib"] for row in report[4:])
+    for row in (report[6], report[8], report[10]):  # each before its bare tool
+        assert -1000 < row["extra_ms"] < 5000
+        assert 0.2 < row["tool_ratio"] < 100
+    small, large, generic = (report[number]["peak_mib"] for number in (4, 5, 10))
     if os.geteuid() == 0:
         assert 10 < small < 500
         assert large - small < 60
+        assert 10 < generic < 500
     else:  # the service lets nobody else look into its memory
-        assert small is large is None
+        assert small is large is generic is None
 
 
 @pytest.mark.parametrize(

@@ -312,3 +312,29 @@ def test_unlock_where_the_grant_allows_it(softhsm: Any, start: Any) -> None:
     answer = sign_hab(service, text=text)
     assert answer.status_code == 200, answer.text
     assert b"\xb2\x00\x08\x1d\x00\x00\x00\x01" in answer.content
+
+
+def test_keys_in_s3(softhsm: Any, start: Any, s3: tuple[str, Any], tmp_path: Path) -> None:
+    """The tarball and the keys to lend come from a bucket."""
+    url, client = s3
+    directory = softhsm.keys / "demo-file-rsa2048/imxsign"
+    for path in directory.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), "keys", f"imx/{path.relative_to(directory)}")
+    labels = {role: f"{role.upper()}1_1_{HAB['rsa2048']}_v3_usr" for role in ("csf", "img")}
+    common = {"signer": "imx", "provider": "s3"}
+    grants = [{"name": "files", "role": "files", "object": "imx-cst-keys.tar.gz", **common}] + [
+        {
+            "name": role, "role": role, "object": f"keys/{label}_key.pem", "certificate": f"crts/{label}_crt.pem",
+            "aliases": [label], **common,
+        } for role, label in labels.items()
+    ]  # fmt: skip
+    provider = {"kind": "s3", "bucket": "keys", "prefix": "imx", "endpoint_url": url, "aliases": ["YubiHSM"]}
+    imx = tomllib.loads(softhsm.config.read_text())["signers"]["imx"]
+    service = start({"providers.s3": provider, "grants": grants, "signers.imx": imx})
+    for backend in ("ssl", "pkcs11"):
+        answer = post(service, "any", hab_text("rsa2048", backend), IMAGE.read_bytes(), backend=backend)
+        assert answer.status_code == 200, answer.text
+        commands, _, (signature, _) = parts_of(answer.content)
+        certificate = certificate_of(softhsm, "file", "rsa2048", "CSF", tmp_path)
+        assert openssl_accepts(tmp_path, signature, commands, certificate)

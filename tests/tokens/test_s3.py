@@ -34,7 +34,7 @@ from tokens.errors import (
 )
 from tokens.file import FileProvider, FileSettings
 from tokens.keyfile import KEY_FILE_MAX_BYTES
-from tokens.provider import KeyProvider, KeyReference
+from tokens.provider import KeyFiles, KeyProvider, KeyReference
 from tokens.s3 import S3Provider, S3Settings
 from tokens.schemes import Ecdsa, Hash
 from tokens.secret import SecretSource
@@ -101,6 +101,15 @@ async def test_layout(s3_endpoint: str, bucket: str, prefix: str) -> None:
         assert provider.uri_attributes == {"token": {"bucket", "YubiHSM"}}
     async with running(s3_endpoint, bucket=bucket) as provider:
         assert await sign(provider, f"{prefix.strip('/')}/poky/swupdate/private.key")
+
+
+async def test_a_file_of_a_key_set(s3_endpoint: str, bucket: str) -> None:
+    async with running(s3_endpoint, bucket=bucket, prefix="keys") as provider:
+        assert isinstance(provider, KeyFiles)
+        assert await provider.read(KeyReference(object="text")) == b"no key"
+        for reference in (KeyReference(object="../keys/text"), KeyReference(object="none"), KeyReference(id=b"1")):
+            with pytest.raises(KeyNotFound):
+                await provider.read(reference)
 
 
 @pytest.mark.parametrize(
