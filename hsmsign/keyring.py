@@ -128,6 +128,17 @@ class Keyring:
         pinned = entry.grant.srk_hash
         return GrantedFile(content, frozenset(entry.grant.allow), None if pinned is None else bytes.fromhex(pinned))
 
+    async def claim_for(
+        self, signer: str, role: str, public_key: PublicKey, machine: str | None, distro: str | None
+    ) -> None:
+        """See `signers.signer.Keys.claim`."""
+        entry = self._choose(signer, role, machine, distro, None, None)
+        await self._probed_once()
+        spki = spki_sha256(public_key)
+        # the file's place holds several keys: each has one of its own
+        place = replace(entry.reference(machine, distro), certificate=spki)
+        self._bindings.bind(spki, signer, (entry.grant.name, place))
+
     async def describe(self, grant: Grant) -> KeyState:
         """What is known of the grant's key now; what keeps it from being used is its `error`."""
         entry = self._by_name[grant.name]
@@ -245,6 +256,11 @@ class _SignerKeys:
 
     async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
         return await self._keyring.read_for(self._signer, role, machine, distro)
+
+    async def claim(
+        self, role: str, public_key: PublicKey, *, machine: str | None = None, distro: str | None = None
+    ) -> None:
+        await self._keyring.claim_for(self._signer, role, public_key, machine, distro)
 
 
 async def _read(entry: "_Granted", reference: KeyReference) -> bytes:

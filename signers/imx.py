@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pydantic import BaseModel, ConfigDict, Field
 
 from signers import imx_verify
@@ -25,7 +26,7 @@ from signers.sandbox import Workspace
 from signers.signer import Backend, FileRange, Form, GrantedFile, Job, Name, Role, Signed, Upload
 from tokens.errors import ArtifactRejected, KeyNotGranted, KeyUnusable, ToolFailed, ToolUnavailable
 from tokens.lending import LentKey, Loan, LoanLimits, Via
-from tokens.provider import SigningKey
+from tokens.provider import PublicKey, SigningKey
 
 CSF_MAX_BYTES = 64 * 1024
 
@@ -114,6 +115,8 @@ class Imx:
                 keys = await _borrow(plan, form, job, stack, workspace)
             else:
                 keys = _copy(plan, keyset, workspace)
+                for certificate in keys.certificates.values():
+                    await job.keys.claim("files", _public_key(certificate), machine=form.machine)
             names = {role: list(at.values()) for role, at in keys.names.items()}
             names[FileRole.SRK_TABLE] = [workspace.put("SRK_table.bin", table)]
             names[FileRole.DATA] = [workspace.put("artifact", form.artifact.content)]
@@ -262,6 +265,13 @@ def _copy(plan: Plan, keyset: KeySet, workspace: Workspace) -> _Keys:
     if passphrase := keyset.private.get("key_pass.txt"):
         workspace.put("keys/key_pass.txt", passphrase)
     return keys
+
+
+def _public_key(certificate: x509.Certificate) -> PublicKey:
+    public_key = certificate.public_key()
+    if not isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        raise KeyUnusable("A certificate of the key tarball is of an unsupported type.", "Use RSA or ECDSA keys.")
+    return public_key
 
 
 async def _run(workspace: Workspace, cst: Path, backend: Backend, commands: str) -> Path:

@@ -18,7 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from signers.sandbox import Sandbox, ToolSettings
-from tokens.provider import SigningKey
+from tokens.provider import PublicKey, SigningKey
 from tokens.schemes import Scheme
 
 P = ParamSpec("P")
@@ -171,6 +171,11 @@ class Keys(Protocol):
 
     async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
         """The one granted file for this role (`Role.is_file`) and machine or distro. Raises as `open` does."""
+
+    async def claim(
+        self, role: str, public_key: PublicKey, *, machine: str | None = None, distro: str | None = None
+    ) -> None:
+        """Says that the signer uses a key out of that file. Raises KeyMismatch where another signer has it too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -350,3 +350,17 @@ class TestFiles:
                 assert await name_of(keys, root, distro="x", key_uri=uri) == f"{name}.key"
             with pytest.raises(KeyNotGranted):
                 await name_of(keys, root, distro="x", key_uri="pkcs11:token=YubiHSM;object=KEY_c")
+
+    async def test_a_key_out_of_a_file_is_one_signers(self, keyring, root: Path) -> None:
+        (root / "keys.tar.gz").write_bytes(b"\x1f\x8b")
+        files = Grant(name="files", signer="imx", role="files", provider="files", object="keys.tar.gz")
+        async with keyring(files, grant("a", "a.key")) as keys:
+            for name, shared in (("b.key", False), ("c.key", False), ("a.key", True)):
+                key = serialization.load_pem_private_key((root / name).read_bytes(), None)
+                assert isinstance(key, ec.EllipticCurvePrivateKey)
+                claim = keys.keys("imx").claim("files", key.public_key(), machine="x")
+                if not shared:
+                    await claim
+                    continue
+                with pytest.raises(KeyMismatch, match="imx and swupdate"):
+                    await claim
