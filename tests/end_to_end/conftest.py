@@ -1,5 +1,6 @@
 """The service as users start it, with keys on SoftHSM tokens, in files and in S3."""
 
+import contextlib
 import json
 import os
 import socket
@@ -74,8 +75,11 @@ class Running:
         while waiting:
             directory = Path("/proc", waiting.pop())
             found.append(directory)
-            for task in directory.glob("task/*/children"):
-                waiting += task.read_text().split()
+            # processes and threads end while they are looked for
+            with contextlib.suppress(OSError):
+                for task in directory.glob("task/*/children"):
+                    with contextlib.suppress(OSError):
+                        waiting += task.read_text().split()
         return found
 
 
