@@ -210,11 +210,11 @@ class _Keys:
     """The keys of a job: by the role and the name in the CSF, what `cst` calls them and their certificates."""
 
     names: dict[FileRole, dict[str, str]] = field(default_factory=dict)
-    certificates: dict[str, x509.Certificate] = field(default_factory=dict)
+    certificates: dict[tuple[FileRole, str], x509.Certificate] = field(default_factory=dict)
 
     def add(self, role: FileRole, name: str, new: str, certificate: x509.Certificate) -> None:
         self.names.setdefault(role, {})[name] = new
-        self.certificates[name] = certificate
+        self.certificates[role, name] = certificate
 
 
 def _wanted(plan: Plan) -> list[tuple[FileRole, str, str]]:
@@ -255,9 +255,6 @@ def _copy(plan: Plan, keyset: KeySet, workspace: Workspace) -> _Keys:
     """Keys of the tarball, in the memory of the sandbox: this backend of `cst` can only read files."""
     keys = _Keys()
     for file_role, _, name in _wanted(plan):
-        if name in keys.certificates:  # one key for the commands and for the image
-            keys.names.setdefault(file_role, {})[name] = workspace.put(f"crts/{_base(name)}", keyset.certificate(name))
-            continue
         certificate = keyset.certificate(name)
         key_name, private = keyset.key_of(name)
         workspace.put(f"keys/{key_name}", private)

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from signers.formats import ahab, csf_plan, hab
-from signers.formats.csf_plan import AhabPlan, HabPlan, Plan, Step
+from signers.formats.csf_plan import AhabPlan, HabPlan, Plan, Role, Step
 from signers.signer import Upload
 from tokens.errors import KeyMismatch, KeyUnusable, SigningFailed
 from tokens.schemes import Hash
@@ -24,13 +24,13 @@ class Expected:
     Arguments:
         plan: the client's CSF, understood.
         table: the SRK table.
-        certificates: of the granted keys, by the names that the client's CSF has for them.
+        certificates: of the granted keys, by what each is for and the name that the client's CSF has for it.
         artifact: as it came.
     """
 
     plan: Plan
     table: bytes
-    certificates: Mapping[str, x509.Certificate]
+    certificates: Mapping[tuple[Role, str], x509.Certificate]
     artifact: Upload
 
 
@@ -79,8 +79,8 @@ def _verify_hab(expected: Expected, plan: HabPlan, path: Path) -> None:
         hab.Expected(
             srk_table=expected.table,
             source=plan.srk.index,
-            csf_certificate=certificates[plan.csf_key.certificate.text],
-            keys={key.target_index: certificates[key.certificate.text] for key in plan.keys},
+            csf_certificate=certificates[Role.CSF_KEY, plan.csf_key.certificate.text],
+            keys={key.target_index: certificates[Role.IMAGE_KEY, key.certificate.text] for key in plan.keys},
             blocks=blocks,
         ),
         expected.artifact.read,
@@ -115,7 +115,7 @@ def _command(step: Step) -> hab.Command | None:  # noqa: PLR0911 - one for each 
 
 
 def _verify_ahab(expected: Expected, plan: AhabPlan, path: Path) -> None:
-    public_key = expected.certificates[plan.source.text].public_key()
+    public_key = expected.certificates[Role.SOURCE, plan.source.text].public_key()
     if not isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise _bad("the key is of another type")
     output = Upload(path, "", path.stat().st_size)

@@ -172,6 +172,13 @@ def test_the_second_srk(fixtures_service: Any) -> None:
     assert answer.status_code == 200, answer.text
 
 
+def test_one_uri_for_the_commands_and_for_the_image(fixtures_service: Any) -> None:
+    """Where a machine has one key of each role, a URI need not name the object."""
+    name = re.compile(r"object=(CSF|IMG)1_1_\w+;")
+    answer = sign_hab(fixtures_service, "rsa4096", name.sub("", hab_text("rsa4096", "pkcs11")))
+    assert answer.status_code == 200, answer.text
+
+
 def test_a_key_that_another_srk_issued_is_not_released(fixtures_service: Any) -> None:
     text = hab_text("rsa2048", "pkcs11", 2).replace("Source index = 1", "Source index = 0")
     answer = sign_hab(fixtures_service, text=text)
