@@ -25,6 +25,7 @@ import stat
 import struct
 import sysconfig
 import tempfile
+from abc import ABC, abstractmethod
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -143,7 +144,7 @@ class Sandbox:
             workspace.close()
 
 
-class Workspace:
+class Workspace(ABC):
     """One job's use of tools: what they are given, their working directory, what they make there.
 
     Several runs, one after the other or at once, share the working directory.
@@ -156,10 +157,11 @@ class Workspace:
         self._loan: dict[str, str] = {}
 
     @property
+    @abstractmethod
     def work(self) -> str:
         """The working directory, as the tool sees it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, name: str, content: bytes | Path) -> str:
         """Lets the tool read a file. Returns its absolute path, as the tool sees it.
 
@@ -170,14 +172,13 @@ class Workspace:
         Raises:
             ValueError: The name leads elsewhere.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def mount(self, path: Path) -> None:
         """Lets the tool read an installation, at the same path and, through symbolic links, at its real one.
 
         Raises ToolUnavailable where it is not there, or would show the tool the files of jobs.
         """
-        raise NotImplementedError
 
     def lend(self, loan: Loan, via: Via) -> None:
         """Lets OpenSSL in the tool reach keys on loan.
@@ -280,16 +281,17 @@ class Workspace:
             raise ToolFailed("The tool made an empty file.", hint)
         return path
 
+    @abstractmethod
     def close(self) -> None:
         """Takes back what the tool was given; the working directory stays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reach(self, address: str) -> str:
         """The address by which the tool reaches a loan."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _start(self, run: "_Run", argv: tuple[str, ...], env: Mapping[str, str]) -> "_Ended":
-        raise NotImplementedError
+        """Runs the program where this workspace runs them."""
 
     def _limits(self, *more: str) -> list[str]:
         """The command that limits the program behind it."""
