@@ -117,13 +117,14 @@ class Imx:
                 keys = _copy(plan, keyset, workspace)
                 for certificate in keys.certificates.values():
                     await job.keys.claim("files", _public_key(certificate), machine=form.machine)
+            expected = imx_verify.Expected(plan, table, keys.certificates, form.artifact)
+            imx_verify.check_source(expected)
             names = {role: list(at.values()) for role, at in keys.names.items()}
             names[FileRole.SRK_TABLE] = [workspace.put("SRK_table.bin", table)]
             names[FileRole.DATA] = [workspace.put("artifact", form.artifact.content)]
             text = emit(with_files(plan, names))
             workspace.mount(settings.cst_base / f"cst-{form.cstversion}")
             path = await _run(workspace, cst, form.backend, workspace.put("commands.csf", text.encode()))
-        expected = imx_verify.Expected(plan, table, keys.certificates, form.artifact)
         await job.run(imx_verify.verify, expected, path)
         base = posixpath.basename(form.artifact.filename.replace("\\", "/")) or "artifact"
         output = Upload(path, base, path.stat().st_size)

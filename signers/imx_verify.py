@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from signers.formats import ahab, csf_plan, hab
 from signers.formats.csf_plan import AhabPlan, HabPlan, Plan, Role, Step
 from signers.signer import Upload
-from tokens.errors import KeyMismatch, KeyUnusable, SigningFailed
+from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnusable, SigningFailed
 from tokens.schemes import Hash
 
 CSF_MAX_BYTES = 1024 * 1024
@@ -51,6 +51,26 @@ def check_srk_table(plan: Plan, table: bytes, srk_hash: bytes | None) -> None:
         raise KeyMismatch(
             "The SRK table is not the one whose hash the grant pins.",
             "Find out why the table has changed before you change the grant: devices would not boot.",
+        )
+
+
+def check_source(expected: Expected) -> None:
+    """Raises ArtifactRejected where the keys are not of the SRK at the Source index: `cst` does not look."""
+    if isinstance(expected.plan, HabPlan):
+        fast, table = expected.plan.csf_key.fast, hab.parse_srk_table(expected.table)
+        entries, index = table.entries, expected.plan.srk.index
+        root = entries[index].key if index < len(entries) else None
+        keys = expected.certificates.values()
+        suited = root is not None and all(
+            each.public_key() == root if fast else hab.issued(each, root) for each in keys
+        )
+    else:
+        record = ahab.parse_srk_table(expected.table).records[expected.plan.srk_index]
+        suited = all(each.public_key() == record.key for each in expected.certificates.values())
+    if not suited:
+        raise ArtifactRejected(
+            "The keys do not belong to the SRK at the CSF's Source index in the SRK table.",
+            "Correct the Source index, or name the keys of that SRK.",
         )
 
 

@@ -406,7 +406,7 @@ def verify(csf: Csf, expected: Expected, read: ReadAt) -> None:
                 _require(command.source == INDEX_SRK, "a key is installed that the SRK did not certify")
                 if certificate is None or csf.sections[command.offset] != _der(certificate):
                     raise _bad("a certificate in it is not the granted one")
-                if root is None or not _issued(certificate, root):
+                if root is None or not issued(certificate, root):
                     raise _bad("a granted certificate was not issued by the SRK at that index")
                 installed[target] = certificate
             case AuthenticateData(key=key) if key == INDEX_CSF:
@@ -470,7 +470,7 @@ def _chunks(read: ReadAt, block: Block) -> Iterator[bytes]:
         yield chunk
 
 
-def _issued(certificate: x509.Certificate, issuer: Key) -> bool:
+def issued(certificate: x509.Certificate, issuer: Key) -> bool:
     """Whether the issuer's key signed a certificate: the signature only, since HAB looks at no name and no date."""
     signature, signed = certificate.signature, certificate.tbs_certificate_bytes
     try:

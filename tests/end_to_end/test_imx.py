@@ -179,11 +179,13 @@ def test_one_uri_for_the_commands_and_for_the_image(fixtures_service: Any) -> No
     assert answer.status_code == 200, answer.text
 
 
-def test_a_key_that_another_srk_issued_is_not_released(fixtures_service: Any) -> None:
-    text = hab_text("rsa2048", "pkcs11", 2).replace("Source index = 1", "Source index = 0")
-    answer = sign_hab(fixtures_service, text=text)
-    assert answer.status_code == 500
-    problem(answer, 500, "signing-failed")
+@pytest.mark.parametrize("backend", ["ssl", "pkcs11"])
+def test_a_key_that_another_srk_issued_is_refused(fixtures_service: Any, backend: str) -> None:
+    text = hab_text("rsa2048", backend, 2).replace("Source index = 1", "Source index = 0")
+    machine = "demo-file-rsa2048" if backend == "ssl" else "demo-token-rsa2048"
+    answer = post(fixtures_service, machine, text, IMAGE.read_bytes(), backend=backend)
+    problem(answer, 422, "artifact-rejected")
+    assert "Source index" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("where", ["token", "file"])
