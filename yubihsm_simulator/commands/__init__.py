@@ -1,0 +1,1 @@
+"""The commands that a session can carry, one family a module; `table` lists them all."""
