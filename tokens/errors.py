@@ -13,10 +13,12 @@ a PIN, a key byte or a path that only the server knows.
     |   +-- KeyUnusable         the object is there, and is no key that can be used
     |   +-- KeyUnsuited         the key cannot make the signature that is asked for
     |   +-- KeyMismatch         the key is not the one that was pinned, certified or found before
+    |   +-- KeyNotAttested      no device proves what the grant wants to know of the key
     +-- ProviderProblem
     |   +-- ProviderUnavailable for now; try again later
     |   |   +-- ProviderBusy    the queue is full, or the call waited in it for too long
     |   |   +-- PinRefused      no login is tried until the PIN's source has changed
+    |   |   +-- LogFull         the token's audit log has to be read before it does anything else
     |   +-- ProviderTimeout     the provider took a call and did not answer in time
     |   +-- ProviderRefused     the provider says that the service may not do this
     |   +-- SigningFailed       the provider answered, with no (good) signature
@@ -31,11 +33,13 @@ __all__ = [
     "Error",
     "KeyAmbiguous",
     "KeyMismatch",
+    "KeyNotAttested",
     "KeyNotFound",
     "KeyNotGranted",
     "KeyProblem",
     "KeyUnsuited",
     "KeyUnusable",
+    "LogFull",
     "PinRefused",
     "ProviderBusy",
     "ProviderProblem",
@@ -96,6 +100,10 @@ class KeyMismatch(KeyProblem):
     """The key is not the one that the grant pins, the certificate certifies, or the job began with."""
 
 
+class KeyNotAttested(KeyProblem):
+    """No attestation proves what must be known of the key; the message says what is not proven."""
+
+
 class ProviderProblem(Error):
     """The provider (token, key store) could not do what it was asked."""
 
@@ -114,6 +122,10 @@ class ProviderBusy(ProviderUnavailable):
 
 class PinRefused(ProviderUnavailable):
     """The token refused the PIN, or a login could lock it: none is tried until the PIN's source changes."""
+
+
+class LogFull(ProviderUnavailable):
+    """The token's audit log is full, and the token does nothing before it has been read and freed."""
 
 
 class ProviderTimeout(ProviderProblem):

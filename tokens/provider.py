@@ -106,6 +106,35 @@ class KeyFiles(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """What a device says of one of its keys, signed by the device; `tokens.attestation` verifies it.
+
+    Arguments:
+        certificate: DER, for the key, with what the device says of it in extensions.
+        issuers: DER, what the device has of the chain above it: its own attestation certificate first.
+    """
+
+    certificate: bytes
+    issuers: tuple[bytes, ...]
+
+
+@runtime_checkable
+class Attests(Protocol):
+    """A provider whose device attests its keys."""
+
+    @property
+    def serial(self) -> int:
+        """The serial number that the settings pin the device to."""
+
+    @property
+    def attestation_roots(self) -> tuple[x509.Certificate, ...] | None:
+        """What its attestations must lead to; None: the certificates of the device's maker."""
+
+    async def attest(self, reference: KeyReference) -> Attestation:
+        """Has the device attest a key. Raises as `KeyProvider.open` does."""
+
+
 def spki_sha256(public_key: PublicKey) -> str:
     """SHA-256, in hex, of the DER SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7)."""
     return hashlib.sha256(spki(public_key)).hexdigest()

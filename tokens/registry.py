@@ -9,11 +9,14 @@ from tokens.file import FileProvider, FileSettings
 from tokens.pkcs11 import Pkcs11Provider, Pkcs11Settings
 from tokens.provider import KeyProvider
 from tokens.s3 import S3Provider, S3Settings
+from tokens.yubihsm import YubihsmProvider, YubihsmSettings
 
-ProviderSettings = Annotated[FileSettings | S3Settings | Pkcs11Settings, Field(discriminator="kind")]
+AnySettings = FileSettings | S3Settings | Pkcs11Settings | YubihsmSettings
+
+ProviderSettings = Annotated[AnySettings, Field(discriminator="kind")]
 
 
-def create(name: str, settings: FileSettings | S3Settings | Pkcs11Settings, state_directory: Path) -> KeyProvider:
+def create(name: str, settings: AnySettings, state_directory: Path) -> KeyProvider:
     """The provider that `[providers.NAME]` describes; `state_directory` outlives the process."""
     match settings:
         case FileSettings():
@@ -22,3 +25,5 @@ def create(name: str, settings: FileSettings | S3Settings | Pkcs11Settings, stat
             return S3Provider(name, settings)
         case Pkcs11Settings():
             return Pkcs11Provider(name, settings, state_directory)
+        case YubihsmSettings():
+            return YubihsmProvider(name, settings, state_directory)

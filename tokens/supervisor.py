@@ -20,8 +20,9 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from tokens import errors
@@ -39,11 +40,12 @@ log = logging.getLogger(__name__)
 _IN_FLIGHT_MAX = 2  # one being worked on, and the next one already there
 _READ_BYTES = 65536
 _ATTEMPTS_MAX = 2  # signing and looking a key up change nothing: they are repeated once, nothing else ever is
+_CLOSE_TIMEOUT_S = 2.0  # for a worker with nothing to do to end its session; a token may have few of them
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The supervisor's settings; what they mean stands in `tokens.pkcs11.Pkcs11Settings`."""
+    """The supervisor's settings; what they mean stands in `tokens.resident.ResidentSettings`."""
 
     call_timeout_s: float
     start_timeout_s: float
@@ -51,6 +53,30 @@ class Limits:
     queue_timeout_s: float
     backoff_min_s: float
     backoff_max_s: float
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    """The token did what it was asked."""
+    REFUSED = "refused"
+    """The token or its driver answered with an error: it was not done."""
+    UNKNOWN = "unknown"
+    """No answer came, or none that says so: it may have been done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told of every attempt, such as an audit that counts what the token was asked for.
+
+    Arguments:
+        sent: called with the request's header before it goes to a worker, the second time too when it is repeated.
+        ended: called once for each `sent`, before the caller gets the answer.
+    """
+
+    sent: Callable[[Header], None]
+    ended: Callable[[Header, Outcome], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +109,9 @@ class Supervisor:
         env: variables that the driver needs (SOFTHSM2_CONF); they reach the workers only.
         workers: how many processes, each with a session and a login of its own.
         limits: deadlines, the queue, and the back-off.
+
+    Attributes:
+        listener: is told of every attempt; set before `start`.
     """
 
     def __init__(
@@ -90,6 +119,7 @@ class Supervisor:
     ) -> None:
         self.name = name
         self.limits = limits
+        self.listener: Listener | None = None
         self.trouble: Error | None = None
         self.token: Header = {}
         self._queue: deque[_Call] = deque()
@@ -144,15 +174,20 @@ class Supervisor:
 
     async def check(self) -> None:
         """Raises what keeps the token from being used, or any of its workers from being logged in."""
-        for worker in self._workers:
-            await worker.settled.wait()
-        await self.call({"op": "check"})
+        await self._settled()
+        await self.call({"op": "check"}, repeatable=True)
+        await self._settled()
         idle = sum(not worker.ready for worker in self._workers)
         if idle:
             raise ProviderUnavailable(
                 f"{idle} of the token's {len(self._workers)} workers are not logged in.",
                 "Wait; if it stays, the service's log says what happened to them.",
             )
+
+    async def _settled(self) -> None:
+        """Waits until it is known of each worker whether it has a session."""
+        for worker in self._workers:
+            await worker.settled.wait()
 
     def distrust(self, answer: Answer) -> None:
         """Replaces the worker that gave this answer: what it returned as a signature was none."""
@@ -173,6 +208,24 @@ class Supervisor:
         self._queue.extendleft(reversed(calls))
         if self._queue and self._queue_timer is None:
             self._watch_queue()
+
+    def sent(self, call: _Call) -> None:
+        """A call is about to go to a worker."""
+        if self.listener is not None:
+            self.listener.sent(call.header)
+
+    def ended(self, call: _Call, outcome: Outcome) -> None:
+        """An attempt is over."""
+        if self.listener is not None:
+            self.listener.ended(call.header, outcome)
+
+    def reopen(self) -> None:
+        """Has every worker open a new session: what ended one has most likely ended the others too.
+
+        Else a call that is repeated would only go to the next worker, and fail again.
+        """
+        for worker in self._workers:
+            worker.reopen()
 
     def opened(self, token: Header) -> None:
         """A worker has a session; `token` is what the token says of itself."""
@@ -234,17 +287,23 @@ class _Worker:
 
     async def run(self) -> None:
         """Keeps a worker process with an open session, until cancelled."""
-        while True:
-            try:
-                await self._one_process()
-            except OSError as error:
-                log.error("worker %s/%d cannot be started: %s", self._supervisor.name, self.number, error)  # noqa: TRY400
-                self._failures += 1
-                self._supervisor.in_trouble(
-                    ProviderUnavailable("The token's worker cannot be started.", "Look for the reason in the log.")
-                )
-                self.settled.set()
-            await self._back_off()
+        try:
+            while True:
+                await self._run_once()
+                await self._back_off()
+        finally:
+            self.settled.set()  # who waits for it need not any more
+
+    async def _run_once(self) -> None:
+        try:
+            await self._one_process()
+        except OSError as error:
+            log.error("worker %s/%d cannot be started: %s", self._supervisor.name, self.number, error)  # noqa: TRY400
+            self._failures += 1
+            self._supervisor.in_trouble(
+                ProviderUnavailable("The token's worker cannot be started.", "Look for the reason in the log.")
+            )
+            self.settled.set()
 
     async def gone(self) -> None:
         """Waits for the end of a process that `run` killed when it was cancelled."""
@@ -262,15 +321,19 @@ class _Worker:
             while await self._one_session() is Action.REOPEN:
                 await self._back_off()
         finally:
+            idle = self.ready and not self.in_flight
             self.lost()
             self._cancel_timer()
             if self._transport is not None:
                 self._transport.abort()
                 self._transport = None
+            if idle:  # it ends its session, and then itself
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), _CLOSE_TIMEOUT_S)
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):  # it may be dead and not yet reaped, or just reaped
                     os.killpg(process.pid, signal.SIGKILL)
-            if await process.wait() != -signal.SIGKILL:
+            if await process.wait() != -signal.SIGKILL and not idle:
                 log.warning("worker %s/%d ended: %s", self._supervisor.name, self.number, _how(process.returncode))
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
@@ -342,6 +405,7 @@ class _Worker:
         if self._transport is None:
             raise RuntimeError("a worker that is not running was given a call")
         call.attempts += 1
+        self._supervisor.sent(call)
         self.in_flight.append(call)
         self._transport.write(encode({"id": id(call), **call.header}, call.body))
         if len(self.in_flight) == 1:
@@ -361,6 +425,7 @@ class _Worker:
             return
         log.error("worker %s/%d did not answer in %g s: killed", self._supervisor.name, self.number, timeout)
         hung = self.in_flight.popleft()
+        self._supervisor.ended(hung, Outcome.UNKNOWN)
         _fail(hung, ProviderTimeout(f"The token did not answer in {timeout:g} s.", "Check the token, then try again."))
         self.lost(begun=False)
 
@@ -382,6 +447,7 @@ class _Worker:
         else:
             if call.header["op"] == "sign":  # what crashes a module is signing, not looking a key up
                 self._failures = 0
+            self._supervisor.ended(call, Outcome.DONE)
             if not call.future.done():
                 call.future.set_result(Answer(header, body, self))
         if not self.in_flight:
@@ -390,26 +456,41 @@ class _Worker:
 
     def _failed(self, call: _Call, header: Header) -> None:
         action = Action(header["action"])
+        certain = action in (Action.GIVE_UP, Action.RETRY)  # else the session or the worker failed, not only the call
+        self._supervisor.ended(call, Outcome.REFUSED if certain else Outcome.UNKNOWN)
         if action is not Action.GIVE_UP and call.repeatable and call.attempts < _ATTEMPTS_MAX:
-            log.warning("a signature by %s is repeated: %s", self._supervisor.name, header["message"])
+            log.warning("a call of %s is repeated: %s", self._supervisor.name, header["message"])
             self._supervisor.requeue([call])
         else:
             _fail(call, _error(header))
         if action is Action.REOPEN and self.ready:
-            self.ready = False
-            self._outcome = Action.REOPEN
-            self._ended.set()
+            self._supervisor.reopen()
         elif action is Action.RESTART:
             self.lost()
+
+    def reopen(self) -> None:
+        """Has a new session opened, once it has answered what it was given."""
+        if self.ready:
+            self._leave()
+            self._outcome = Action.REOPEN
+            self._ended.set()
+
+    def _leave(self) -> None:
+        """No session any more; there may be one again soon, or none."""
+        if self.ready:
+            self.ready = False
+            self.settled.clear()
 
     def lost(self, *, begun: bool = True) -> None:
         """The process died, hung, or cannot be trusted: it is replaced, and its calls go back to the queue.
 
         `begun` says whether it may have begun the oldest of them; that one goes back only if it may be repeated.
         """
-        self.ready = False
+        self._leave()
         calls = list(self.in_flight)
         self.in_flight.clear()
+        for call in calls:
+            self._supervisor.ended(call, Outcome.UNKNOWN)
         if begun and calls and not (calls[0].repeatable and calls[0].attempts < _ATTEMPTS_MAX):
             _fail(calls.pop(0), _died())
         for call in calls[1:] if begun else calls:

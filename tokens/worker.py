@@ -2,22 +2,36 @@
 
     python -I -m tokens.worker DRIVER        (frames on the socket that is its standard input)
 
-One thread, one session. It answers each request in turn: `open`, `find`, `sign`, `check`. An error's
-answer has `error` (a class of `tokens.errors`), `message`, `hint` and `action`. It exits when the socket closes.
+One thread, one session. It answers each request in turn: `open`, `check`, and what else its driver does (`find`,
+`sign`, `attest`, `read-log`, `advance-log`). An error's answer has `error` (a class of `tokens.errors`), `message`,
+`hint` and `action`. It ends the session and exits when the socket closes.
 """
 
 import ctypes
 import importlib
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 
-from tokens.drivers.driver import Driver, DriverError, ObjectReference
+from tokens.drivers.driver import (
+    AttestingDriver,
+    Driver,
+    DriverError,
+    Expiring,
+    KeyDriver,
+    LogDriver,
+    ObjectReference,
+)
 from tokens.frames import Action, Decoder, Header, encode, scheme_from_wire
 
-DRIVERS = {"pkcs11": ("tokens.drivers.pkcs11", "Pkcs11Driver")}
+DRIVERS = {
+    "pkcs11": ("tokens.drivers.pkcs11", "Pkcs11Driver"),
+    "yubihsm": ("tokens.drivers.yubihsm", "YubihsmDriver"),
+    "yubihsm-auditor": ("tokens.drivers.yubihsm_auditor", "YubihsmAuditorDriver"),
+}
 
 _READ_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -31,21 +45,27 @@ def main() -> None:
     silence()
     worker = Worker(sys.argv[1])
     decoder = Decoder()
-    while data := connection.recv(_READ_BYTES):
+    while data := worker.receive(connection):
         for header, body in decoder.feed(data):
             connection.sendall(worker.answer(header, body))
+    worker.close()
+    os._exit(0)  # what a module does in its destructors is nobody's concern any more
 
 
 def harden() -> None:
-    """No core file and no tracing (the PIN is in this memory); no life after the service's."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """No core file and no tracing; no life after the service's."""
+    conceal()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # systemd sends it to every process of the service, which then finishes what runs: by this one
         signal.signal(number, signal.SIG_IGN)
+
+
+def conceal() -> None:
+    """No core file and no tracing: secrets are in this memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def silence() -> None:
@@ -62,6 +82,18 @@ class Worker:
         module, self._class_name = DRIVERS[driver]
         self._module = importlib.import_module(module)
         self._driver: Driver | None = None
+
+    def receive(self, connection: socket.socket) -> bytes:
+        """What the service sends next; b"" when it has closed the socket."""
+        if isinstance(self._driver, Expiring):
+            while not select.select([connection], [], [], self._driver.keep_alive_s)[0]:
+                self._driver.keep_alive()
+        return connection.recv(_READ_BYTES)
+
+    def close(self) -> None:
+        """Ends the session."""
+        if self._driver is not None:
+            self._driver.close()
 
     def answer(self, header: Header, body: bytes) -> bytes:
         """The frame that answers a request."""
@@ -85,15 +117,30 @@ class Worker:
             return self._driver.open(), b""
         if self._driver is None:
             raise DriverError("ProviderUnavailable", "The token worker has no session.", action=Action.REOPEN)
-        driver = self._driver
-        if header["op"] == "check":
-            driver.check()
-            return {}, b""
-        id_ = header["key_id"]
-        reference = ObjectReference(header["label"], None if id_ is None else bytes.fromhex(id_))
-        if header["op"] == "find":
-            return driver.find(reference), b""
-        return {}, driver.sign(reference, header["public"], scheme_from_wire(header["scheme"]), body)
+        values: Header = {}
+        result = b""
+        match header["op"], self._driver:
+            case "check", driver:
+                driver.check()
+            case "find", KeyDriver() as driver:
+                values = driver.find(_reference(header))
+            case "sign", KeyDriver() as driver:
+                scheme = scheme_from_wire(header["scheme"])
+                result = driver.sign(_reference(header), header["public"], scheme, body)
+            case "attest", AttestingDriver() as driver:
+                values = driver.attest(header["public"])
+            case "read-log", LogDriver() as driver:
+                values, result = driver.read_log()
+            case "advance-log", LogDriver() as driver:
+                driver.advance_log(header["number"])
+            case op, _:
+                raise DriverError("SigningFailed", f"The token's driver has no operation {op}.")
+        return values, result
+
+
+def _reference(header: Header) -> ObjectReference:
+    id_ = header["key_id"]
+    return ObjectReference(header["label"], None if id_ is None else bytes.fromhex(id_))
 
 
 def _error(error: DriverError) -> Header:

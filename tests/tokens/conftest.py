@@ -1,10 +1,15 @@
-"""Keys, an S3 server, and a token with the same keys on it."""
+"""Keys, an S3 server, a PKCS#11 token and a simulated YubiHSM 2 with the same keys on them."""
 
+import asyncio
 import datetime
+import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -12,6 +17,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from moto.server import ThreadedMotoServer
+from yubihsm import YubiHsm
+from yubihsm.core import AuthSession
+from yubihsm.defs import CAPABILITY
+from yubihsm.objects import AsymmetricKey, AuthenticationKey
+
+from tokens.yubihsm import YubihsmProvider, YubihsmSettings
+from yubihsm_simulator import Connector, Device
+from yubihsm_simulator.backend import DirectBackend
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -111,6 +124,133 @@ def key_token(keys: dict[str, Key], tmp_path_factory: pytest.TempPathFactory) ->
         tool = ("pkcs11-tool", "--module", token.module, "--token-label", token.label, "--login", "--pin", pin)
         token.run(*tool, "--write-object", certificate, "--type", "cert", *identity)
     return token
+
+
+SIGN = CAPABILITY.SIGN_PKCS | CAPABILITY.SIGN_PSS | CAPABILITY.SIGN_ECDSA | CAPABILITY.SIGN_EDDSA
+READ = CAPABILITY.GET_OPAQUE | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE
+
+
+@dataclass(frozen=True)
+class Yubihsm2:
+    """A simulated YubiHSM 2 behind its connector; the service has an authentication key that signs and reads."""
+
+    device: Device
+    connector: Connector
+    directory: Path
+    serial: int = 12345678
+    signer: int = 2
+    auditor: int = 3
+    password: str = "password-of-the-signer"
+
+    @property
+    def password_file(self) -> Path:
+        return self.directory / "password"
+
+    def settings(self, **changes: Any) -> YubihsmSettings:
+        values: dict[str, Any] = {
+            "kind": "yubihsm",
+            "connector": self.connector.url,
+            "serial": self.serial,
+            "auth_key_id": self.signer,
+            "password": {"file": self.password_file},
+            "sessions": 1,
+            "backoff_min_s": 0.01,
+            "backoff_max_s": 0.1,
+        }
+        return YubihsmSettings.model_validate(values | changes)
+
+    @asynccontextmanager
+    async def provider(self, **changes: Any) -> AsyncIterator[YubihsmProvider]:
+        """A provider that runs, and leaves nothing."""
+        provider = YubihsmProvider("yubihsm", self.settings(**changes), self.directory / "state")
+        await provider.start()
+        try:
+            yield provider
+        finally:
+            await provider.stop()
+            assert token_workers() == []
+
+    @contextmanager
+    def session(self) -> Iterator[AuthSession]:
+        """The administrator's session, past the connector."""
+        hsm = YubiHsm(DirectBackend(self.device))
+        with hsm.create_session_derived(1, "password") as session:
+            yield session
+
+    def put(self, session: AuthSession, number: int, label: str, private: PrivateKey) -> AsymmetricKey:
+        return AsymmetricKey.put(session, number, label, 0xFFFF, SIGN, private)
+
+
+def token_workers() -> list[int]:
+    """The token workers of this process."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "cmdline").read_bytes().split(b"\0")
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+        if b"tokens.worker" in arguments and parent == os.getpid():
+            found.append(int(process.name))
+    return found
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 10 s"
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def eventually() -> Any:
+    """Waits for a condition."""
+    return wait_until
+
+
+@pytest.fixture
+def workers() -> Any:
+    """Lists the token workers."""
+    return token_workers
+
+
+@contextmanager
+def simulated_yubihsm(directory: Path) -> Iterator[Yubihsm2]:
+    device = Device(serial=Yubihsm2.serial)
+    with Connector(device) as connector:
+        yubihsm = Yubihsm2(device, connector, directory)
+        yubihsm.password_file.write_text(yubihsm.password + "\n")
+        yubihsm.password_file.chmod(0o600)
+        none = CAPABILITY.NONE
+        with yubihsm.session() as session:
+            for number, label, capabilities, password in (
+                (yubihsm.signer, "signer", SIGN | READ, yubihsm.password),
+                (yubihsm.auditor, "auditor", CAPABILITY.GET_LOG_ENTRIES, "password-of-the-auditor"),
+            ):
+                AuthenticationKey.put_derived(session, number, label, 0xFFFF, capabilities, none, password)
+        yield yubihsm
+
+
+@pytest.fixture(scope="session")
+def key_yubihsm(keys: dict[str, Key], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yubihsm2]:
+    """The keys on a YubiHSM 2, each with its certificate; shared, so no test changes it."""
+    with simulated_yubihsm(tmp_path_factory.mktemp("yubihsm")) as yubihsm:
+        with yubihsm.session() as session:
+            for number, (name, key) in enumerate(keys.items(), 0x101):
+                put = yubihsm.put(session, number, name, key.private)
+                put.put_certificate(name, 0xFFFF, CAPABILITY.NONE, key.certificate)
+        yield yubihsm
+
+
+@pytest.fixture
+def yubihsm(keys: dict[str, Key], tmp_path: Path) -> Iterator[Yubihsm2]:
+    """A device for one test, with the key `p256` as 0x0201."""
+    directory = tmp_path / "yubihsm"
+    directory.mkdir()
+    with simulated_yubihsm(directory) as yubihsm:
+        with yubihsm.session() as session:
+            yubihsm.put(session, 0x0201, "p256", keys["p256"].private)
+        yield yubihsm
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from tokens.s3 import S3Provider, S3Settings
 from tokens.schemes import Ecdsa, Ed25519, Hash, RsaPkcs1v15, RsaPss, Scheme
 from tokens.secret import SecretSource
 from tokens.verify import verify
+from tokens.yubihsm import YubihsmProvider
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,11 +32,13 @@ MESSAGE = b"what the device will run"
 SHA2 = (Hash.SHA224, Hash.SHA256, Hash.SHA384, Hash.SHA512)
 ALL = tuple(Hash)
 
-# The hashes that each provider has for each kind of scheme. SoftHSM 2.6.1 does PSS with SHA-2 only.
+# The hashes that each provider has for each kind of scheme. SoftHSM 2.6.1 does PSS with SHA-2 only, a YubiHSM 2
+# with what it has MGF1 for.
 HASHES: dict[str, dict[type[Scheme], tuple[Hash, ...]]] = {
     "file": {RsaPkcs1v15: ALL, RsaPss: ALL, Ecdsa: ALL},
     "s3": {RsaPkcs1v15: ALL, RsaPss: ALL, Ecdsa: ALL},
     "pkcs11": {RsaPkcs1v15: ALL, RsaPss: SHA2, Ecdsa: ALL},
+    "yubihsm": {RsaPkcs1v15: ALL, RsaPss: (Hash.SHA256, Hash.SHA384, Hash.SHA512), Ecdsa: ALL},
 }
 PROVIDERS = tuple(HASHES)
 RSA = RsaPkcs1v15(Hash.SHA256)
@@ -57,6 +60,7 @@ class Store:
     reference: Callable[[str], KeyReference]
     certified: Callable[[str], KeyReference]
     certified_as: Callable[[str, str], KeyReference]
+    message_max_bytes: int | None = None
 
 
 async def file_store(request: pytest.FixtureRequest, directory: Path) -> Store:
@@ -106,7 +110,20 @@ async def pkcs11_store(request: pytest.FixtureRequest, directory: Path) -> Store
     )
 
 
-STORES = {"file": file_store, "s3": s3_store, "pkcs11": pkcs11_store}
+async def yubihsm_store(request: pytest.FixtureRequest, directory: Path) -> Store:
+    yubihsm = request.getfixturevalue("key_yubihsm")
+    for name, key in request.getfixturevalue("keys").items():
+        (directory / f"{name}.der").write_bytes(key.certificate_der)
+    return Store(
+        YubihsmProvider("conformance", yubihsm.settings(aliases=("conformance",)), directory / "state"),
+        KeyReference,
+        KeyReference,
+        lambda name, other: KeyReference(object=name, certificate=str(directory / f"{other}.der")),
+        message_max_bytes=3114,  # of frames of 3136 bytes
+    )
+
+
+STORES = {"file": file_store, "s3": s3_store, "pkcs11": pkcs11_store, "yubihsm": yubihsm_store}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -246,9 +263,15 @@ async def test_salt_that_does_not_fit(store: Store) -> None:
 
 
 @every_provider
-@pytest.mark.parametrize("message", [b"", b"\0", bytes(100_000)], ids=["empty", "one byte", "100 kB"])
+@pytest.mark.parametrize(
+    "message", [b"", b"\0", bytes(3114), bytes(100_000)], ids=["empty", "one byte", "3 kB", "100 kB"]
+)
 async def test_ed25519_signs_the_message(store: Store, keys: Any, message: bytes) -> None:
     async with store.provider.open(store.reference("ed25519")) as key:
+        if store.message_max_bytes is not None and len(message) > store.message_max_bytes:
+            with pytest.raises(KeyUnsuited, match=str(store.message_max_bytes)):
+                await key.sign(Ed25519(), message)
+            return
         signature = await key.sign(Ed25519(), message)
     keys["ed25519"].private.public_key().verify(signature, message)
     # RFC 8032 is deterministic: the very bytes are known

@@ -1,7 +1,7 @@
 """What a worker asks of a driver, and the error by which a driver says what is to be done."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tokens.frames import Action, Header
 from tokens.schemes import Scheme
@@ -27,23 +27,62 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectReference:
-    """Which private key object is meant: CKA_LABEL, CKA_ID, or both."""
+    """Which private key object is meant: its label (CKA_LABEL), its ID (CKA_ID), or both."""
 
     label: str | None
     id: bytes | None
 
 
 class Driver(Protocol):
-    """Holds one session with one token. Every method raises DriverError."""
+    """Holds one session with one token. Every method but `close` raises DriverError."""
 
     def open(self) -> Header:
-        """Opens the session and logs in, after closing an earlier one. Returns the token's `label`, `serial`, ..."""
-
-    def find(self, reference: ObjectReference) -> Header:
-        """Looks the key up anew. Returns `public` (its public key's values) and `certificates` (DER in hex)."""
-
-    def sign(self, reference: ObjectReference, public: Any, scheme: Scheme, data: bytes) -> bytes:
-        """Signs with the key if its public key's values are `public`."""
+        """Opens the session and logs in, after ending an earlier one. Returns the token's `label`, `serial`, ..."""
 
     def check(self) -> None:
         """Raises what a signature would meet now."""
+
+    def close(self) -> None:
+        """Ends the session, if there is one: the worker is about to exit."""
+
+
+@runtime_checkable
+class KeyDriver(Driver, Protocol):
+    """A driver that signs."""
+
+    def find(self, reference: ObjectReference) -> Header:
+        """Looks the key up anew. Returns `public` (what tells it from any other) and `certificates` (DER in hex)."""
+
+    def sign(self, reference: ObjectReference, public: Any, scheme: Scheme, data: bytes) -> bytes:
+        """Signs with the key if it is the one of `public`."""
+
+
+@runtime_checkable
+class AttestingDriver(Driver, Protocol):
+    """A driver whose token certifies that it holds a key."""
+
+    def attest(self, public: Any) -> Header:
+        """Returns `certificate` and `issuers` (DER in hex) for the key of `public`."""
+
+
+@runtime_checkable
+class LogDriver(Driver, Protocol):
+    """A driver that reads the token's audit log."""
+
+    def read_log(self) -> tuple[Header, bytes]:
+        """Returns `unlogged_boots` and `unlogged_authentications`, and the entries as the token has them."""
+
+    def advance_log(self, number: int) -> None:
+        """Frees the entries up to and including this number."""
+
+
+@runtime_checkable
+class Expiring(Driver, Protocol):
+    """A driver whose session the token ends when it is idle."""
+
+    @property
+    def keep_alive_s(self) -> float:
+        """How long the worker may hear nothing before it calls `keep_alive`."""
+
+    def keep_alive(self) -> None:
+        """Uses the session, if there is one. Raises nothing: a session that is gone is told to the next call."""

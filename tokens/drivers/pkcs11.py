@@ -112,7 +112,7 @@ def _translate(error: Exception) -> DriverError:
 
 
 class Pkcs11Driver:
-    """Implements `tokens.drivers.driver.Driver`.
+    """Implements `tokens.drivers.driver.KeyDriver`.
 
     Arguments:
         module: path of the PKCS#11 module.
@@ -134,8 +134,7 @@ class Pkcs11Driver:
     def open(self) -> Header:
         """Opens a session and logs in, once."""
         self._keys.clear()
-        if self._session is not None:
-            self._close_session()
+        self.close()
         try:
             self._library = self._library or self._load()
             token = self._find_token()
@@ -162,9 +161,11 @@ class Pkcs11Driver:
                 Action.RESTART,
             ) from None
 
-    def _close_session(self) -> None:
-        with contextlib.suppress(pkcs11.PKCS11Error):  # it may have gone with the token
-            self._session.close()
+    def close(self) -> None:
+        """Closes the session, which logs out."""
+        if self._session is not None:
+            with contextlib.suppress(pkcs11.PKCS11Error):  # it may have gone with the token
+                self._session.close()
         self._session = None
 
     def _find_token(self) -> Any:

@@ -37,11 +37,15 @@ _PRIVATE_MAY_NOT = (
 )  # fmt: skip
 _PUBLIC_MAY_NOT = (CKA_ENCRYPT, CKA_WRAP, CKA_VERIFY_RECOVER, CKA_DERIVE, CKA_LOCAL, CKA_TRUSTED)
 
-# DER OBJECT IDENTIFIERs of the curves (RFC 5480, section 2.1.1.1)
+# DER OBJECT IDENTIFIERs of the curves (RFC 5480, section 2.1.1.1; SEC 2, appendix A.2; RFC 5639, section 4.1)
 _CURVES = {
     "secp256r1": bytes.fromhex("06082a8648ce3d030107"),
     "secp384r1": bytes.fromhex("06052b81040022"),
     "secp521r1": bytes.fromhex("06052b81040023"),
+    "secp256k1": bytes.fromhex("06052b8104000a"),
+    "brainpoolP256r1": bytes.fromhex("06092b2403030208010107"),
+    "brainpoolP384r1": bytes.fromhex("06092b240303020801010b"),
+    "brainpoolP512r1": bytes.fromhex("06092b240303020801010d"),
 }
 
 
@@ -120,7 +124,7 @@ def _numbers(public_key: PublicKey) -> dict[int, Value]:
             return {CKA_KEY_TYPE: CKK_EC, CKA_EC_PARAMS: _CURVES[public_key.curve.name], CKA_EC_POINT: octets}
         case _:
             raise KeyUnsuited(
-                "Only RSA and P-256, P-384 and P-521 keys can be lent to a tool.",
+                "Only RSA and ECDSA keys can be lent to a tool.",
                 "Grant a key of those types, or use a signer that needs no tool.",
             )
 
