@@ -26,8 +26,9 @@ from tokens.errors import Error, ToolUnavailable
 from tokens.file import FileSettings
 from tokens.pkcs11 import Pkcs11Settings
 from tokens.provider import KeyProvider
-from tokens.registry import create
+from tokens.registry import AnySettings, create
 from tokens.secret import SecretSource
+from tokens.yubihsm import YubihsmSettings
 
 _PACKAGES = {
     "libsofthsm2.so": "softhsm2",
@@ -147,10 +148,12 @@ def _provider(name: str, provider: Any) -> Iterator[Finding]:
             f"Install it (Debian: {package}), or correct the path." if package else "Install it, or correct the path."
         )
         yield Finding(Level.ERROR, f"providers.{name}.module", f"{provider.module} is not there.", hint)
-    for key in ("pin", "passphrase"):
+    for key in ("pin", "passphrase", "password"):
         source = getattr(provider, key, None)
         if source is not None:
             yield from _secret(f"providers.{name}.{key}", source)
+    if isinstance(provider, YubihsmSettings) and provider.audit is not None:
+        yield from _secret(f"providers.{name}.audit.password", provider.audit.password)
 
 
 def _secret(subject: str, source: SecretSource) -> Iterator[Finding]:
@@ -164,10 +167,15 @@ def _secret(subject: str, source: SecretSource) -> Iterator[Finding]:
         yield Finding(Level.WARNING, subject, "others than its owner can read the file.", f"chmod 600 {path}")
 
 
+def _without_audit(provider: AnySettings) -> AnySettings:
+    """A look at a device is not to take part in the audit, which the service does."""
+    return provider.model_copy(update={"audit": None}) if isinstance(provider, YubihsmSettings) else provider
+
+
 async def _keys(settings: Settings) -> list[Finding]:
     """What providers and keys say of themselves, and what `tokens` warned of meanwhile."""
     providers = {
-        name: create(name, provider, settings.server.state_directory)
+        name: create(name, _without_audit(provider), settings.server.state_directory)
         for name, provider in settings.providers.items()
         if not (isinstance(provider, Pkcs11Settings) and not provider.module.exists())
     }

@@ -4,6 +4,7 @@ A job is a task of its own. It owns its files and its threads, and ends when the
 """
 
 import asyncio
+import errno
 import fcntl
 import itertools
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from hsmsign import log
-from hsmsign.problems import JobTimeout, Stopping, TooManyJobs
+from hsmsign.problems import JobTimeout, SpoolFull, Stopping, TooManyJobs
 from hsmsign.settings import Settings
 from tokens.errors import Error
 
@@ -141,11 +142,11 @@ class Job(Generic[T]):
             ) from None
 
     async def hash(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs bulk work in the hashing threads."""
+        """Runs bulk work in the hashing threads. Raises SpoolFull."""
         return await self._thread(self._hashing, partial(function, *args, **kwargs))
 
     async def spool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs reading and writing of large files in the event loop's own threads."""
+        """Runs reading and writing of large files in the event loop's own threads. Raises SpoolFull."""
         self._spooled = True
         return await self._thread(None, partial(function, *args, **kwargs))
 
@@ -153,8 +154,13 @@ class Job(Generic[T]):
         future = asyncio.get_running_loop().run_in_executor(executor, call)
         self._threads.add(future)
         future.add_done_callback(self._threads.discard)
-        # a thread cannot be cancelled, and the job's files must last until it has ended
-        return await asyncio.shield(future)
+        try:
+            # a thread cannot be cancelled, and the job's files must last until it has ended
+            return await asyncio.shield(future)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise SpoolFull("The spool has no room for the job's files.", "Make room on its file system.") from None
 
     async def live(self, work: Callable[["Job[T]"], Awaitable[T]]) -> None:
         """Does the work, waits until its result is used and every thread has ended, and removes the files."""

@@ -6,6 +6,7 @@ that is seen under two signers is refused under both.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,19 @@ from hsmsign import log
 from hsmsign.mistakes import KEY_STORES, PLACEHOLDER
 from hsmsign.settings import Grant, Settings
 from signers.signer import Backend, GrantedFile, Keys, Signer, by_name
-from tokens import uri
-from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyNotGranted
-from tokens.provider import KeyFiles, KeyProvider, KeyReference, PublicKey, SigningKey, spki_sha256
+from tokens import attestation, uri
+from tokens.attestation import Attested
+from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotAttested, KeyNotFound, KeyNotGranted, KeyUnsuited
+from tokens.provider import (
+    Attestation,
+    Attests,
+    KeyFiles,
+    KeyProvider,
+    KeyReference,
+    PublicKey,
+    SigningKey,
+    spki_sha256,
+)
 
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 
@@ -58,6 +69,21 @@ class Readiness:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a device says of a granted key.
+
+    Arguments:
+        public_key: the granted key, as it was found.
+        attestation: as the device made it.
+        outcome: what it says where that is proven, else why it is not.
+    """
+
+    public_key: PublicKey
+    attestation: Attestation
+    outcome: Attested | KeyNotAttested
+
+
 class Keyring:
     """The granted keys.
 
@@ -78,6 +104,7 @@ class Keyring:
         for entry in granted:
             self._by_role.setdefault((entry.grant.signer, entry.grant.role), []).append(entry)
         self._bindings = _Bindings()
+        self._verdicts = _Verdicts()
         self._probe: asyncio.Task[Readiness] | None = None
         self._probed_at = 0.0
 
@@ -109,17 +136,19 @@ class Keyring:
     @asynccontextmanager
     async def open_grant(self, name: str) -> AsyncIterator[SigningKey]:
         """The key of a grant. Raises KeyNotFound where there is no such grant, or it names no one object."""
-        entry = self._by_name.get(name)
-        if entry is None or entry.is_file or entry.fixed is None:
-            raise KeyNotFound(
-                f"No granted key is called {name}."
-                if entry is None or entry.is_file
-                else f"{name} is not one key but one for each request.",
-                "`GET /keys` lists the granted keys.",
-            )
+        entry, reference = self._one_key(name)
         await self._probed_once()
-        async with self._open(entry, entry.fixed) as key:
+        async with self._open(entry, reference) as key:
             yield key
+
+    async def attest(self, name: str) -> Verdict:
+        """What its device says of the key of a grant, whether the grant wants that or not.
+
+        Raises as `open_grant` does, and KeyUnsuited where the provider cannot attest.
+        """
+        entry, reference = self._one_key(name)
+        async with self._open_bound(entry, reference) as key:
+            return await self._verdicts.of(entry.provider, reference, key.public_key)
 
     async def read_for(self, signer: str, role: str, machine: str | None, distro: str | None) -> GrantedFile:
         """See `signers.signer.Keys.read`. Raises as `open_for` does."""
@@ -188,6 +217,17 @@ class Keyring:
             return error, [replace(entry.state, usable=False, error=error) for entry in entries]
         return None, [await self.describe(entry.grant) for entry in entries]
 
+    def _one_key(self, name: str) -> tuple["_Granted", KeyReference]:
+        entry = self._by_name.get(name)
+        if entry is None or entry.is_file or entry.fixed is None:
+            raise KeyNotFound(
+                f"No granted key is called {name}."
+                if entry is None or entry.is_file
+                else f"{name} is not one key but one for each request.",
+                "`GET /keys` lists the granted keys.",
+            )
+        return entry, entry.fixed
+
     def _choose(
         self,
         signer: str,
@@ -223,6 +263,14 @@ class Keyring:
 
     @asynccontextmanager
     async def _open(self, entry: "_Granted", reference: KeyReference) -> AsyncIterator[SigningKey]:
+        """The key, if it is the pinned one, no other signer's and, where the grant wants that, attested."""
+        async with self._open_bound(entry, reference) as key:
+            if entry.grant.attested:
+                await self._verdicts.require(entry.provider, reference, key.public_key)
+            yield key
+
+    @asynccontextmanager
+    async def _open_bound(self, entry: "_Granted", reference: KeyReference) -> AsyncIterator[SigningKey]:
         """The key, if it is the pinned one and no other signer's."""
         async with entry.provider.open(reference) as key:
             spki = spki_sha256(key.public_key)
@@ -345,6 +393,47 @@ class _Bindings:
             f"One key is granted to the signers {' and '.join(signers)}, by {grants}: neither may use it.",
             "Give each signer a key of its own: what one signs could pass for what the other signs.",
         )
+
+
+class _Verdicts:
+    """What devices said of keys: each is asked once for a public key, and again when its place holds another.
+
+    That is enough: who has the private key of one that was generated on a device and cannot leave it can only be that
+    device, whatever it calls the key later.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, KeyReference], tuple[str, Verdict]] = {}
+        self._asking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def of(self, provider: KeyProvider, reference: KeyReference, public_key: PublicKey) -> Verdict:
+        """The verdict on the key that the place holds. Raises KeyUnsuited where the provider cannot attest."""
+        place, spki = (provider.name, reference), spki_sha256(public_key)
+        async with self._asking[provider.name]:  # jobs that begin at once ask once
+            known = self._known.get(place)
+            if known is None or known[0] != spki:
+                known = self._known[place] = spki, await _asked(provider, reference, public_key)
+        return known[1]
+
+    async def require(self, provider: KeyProvider, reference: KeyReference, public_key: PublicKey) -> None:
+        """Raises KeyNotAttested unless the key was generated on its device and cannot leave it."""
+        outcome = (await self.of(provider, reference, public_key)).outcome
+        if isinstance(outcome, KeyNotAttested):
+            raise outcome.with_traceback(None)  # which would grow each time
+        attestation.check_never_extractable(outcome)
+
+
+async def _asked(provider: KeyProvider, reference: KeyReference, public_key: PublicKey) -> Verdict:
+    if not isinstance(provider, Attests):
+        raise KeyUnsuited(f"A provider of kind {provider.kind} cannot attest its keys.", "Keep the key on a YubiHSM 2.")
+    given = await provider.attest(reference)
+    roots, serial = provider.attestation_roots, provider.serial
+    object_id = None if reference.id is None else int.from_bytes(reference.id)
+    try:
+        attested = attestation.verify(given, public_key, roots=roots, serial=serial, id=object_id)
+    except KeyNotAttested as error:
+        return Verdict(public_key, given, error)
+    return Verdict(public_key, given, attested)
 
 
 def _described(state: KeyState, key: SigningKey) -> KeyState:

@@ -17,8 +17,11 @@ KeyPath = tuple[str | int, ...]
 KEY_STORES = frozenset({"file", "s3"})
 """The kinds of provider whose objects are paths."""
 
-TOKENS = frozenset({"pkcs11"})
+TOKENS = frozenset({"pkcs11", "yubihsm"})
 """The kinds of provider that hold keys only."""
+
+ATTESTING = frozenset({"yubihsm"})
+"""The kinds of provider whose devices attest their keys."""
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 """`{machine}` or `{distro}` in a grant's object or certificate."""
@@ -33,7 +36,7 @@ def cross_checks(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     providers = data.get("providers")
     kinds = {name: _kind(table) for name, table in providers.items()} if isinstance(providers, dict) else {}
     grants = [
-        (index, {key: value for key, value in grant.items() if isinstance(value, str) or key in _LISTS})
+        (index, {key: value for key, value in grant.items() if isinstance(value, str) or key in (*_LISTS, "attested")})
         for index, grant in enumerate(_sequence(data.get("grants")))
         if isinstance(grant, dict)
     ]
@@ -56,7 +59,7 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def _place_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
-    """Where the key is: `provider`, `object`, `id`."""
+    """Where the key is, and who proves that: `provider`, `object`, `id`, `attested`."""
     provider = grant.get("provider")
     if provider is not None and provider not in kinds:
         yield ("provider",), unknown("provider", provider, kinds)
@@ -64,6 +67,9 @@ def _place_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Itera
         yield ("id",), "a key store has no ids: name the object"
     elif "object" not in grant and "id" not in grant:
         yield (), "name the key by its object or id"
+    kind = kinds.get(provider or "")
+    if grant.get("attested") and kind and kind not in ATTESTING:
+        yield ("attested",), f"a provider of kind {kind} cannot attest its keys; there is: {', '.join(ATTESTING)}"
 
 
 def _signer_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:

@@ -26,6 +26,7 @@ from hsmsign.variables import (
     from_hsmsign,
     key_file_grants,
 )
+from signers.archives import ArchiveLimits
 from signers.imx import ImxSettings
 from signers.sandbox import ToolSettings
 from tokens.errors import Error
@@ -124,6 +125,8 @@ class SignersSettings(Section):
 
     imx: ImxSettings = ImxSettings()
     """NXP i.MX boot images."""
+    kmod: ArchiveLimits = ArchiveLimits()
+    """Linux kernel modules."""
 
 
 class Grant(Section):
@@ -155,6 +158,8 @@ class Grant(Section):
     """The hash of the SRK table that the fuses of an i.MX hold, in hex: another table is refused."""
     spki_sha256: Annotated[str, Field(pattern=r"\A[0-9a-fA-F]{64}\z")] | None = None
     """SHA-256 of the DER SubjectPublicKeyInfo, in hex: a key that is another is refused."""
+    attested: bool = False
+    """Whether the key's device must prove that it generated the key and does not let it out: else it is refused."""
     digest: bool = False
     """Whether `POST /keys/{name}/sign` may sign a bare digest with it."""
 

@@ -4,7 +4,6 @@ Files are stored under names of our own. Whatever is wrong is told apart in `hsm
 """
 
 import asyncio
-import errno
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args
@@ -24,7 +23,6 @@ from hsmsign.jobs import Job
 from hsmsign.problems import (
     FieldProblem,
     InvalidRequest,
-    SpoolFull,
     TooLarge,
     UnsupportedMediaType,
     UploadTooSlow,
@@ -192,12 +190,7 @@ class _File:
     async def _write(self) -> Path:
         self._path = self._path or self._job.new_file()
         held, self._held = self._held, bytearray()
-        try:
-            await self._job.spool(_append, self._path, held)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise SpoolFull("The spool has no room for the upload.", "Make room on its file system.") from None
+        await self._job.spool(_append, self._path, held)
         self._written += len(held)
         return self._path
 

@@ -1,4 +1,4 @@
-"""The command line: `hsmsign serve | doctor | keys | sign`.
+"""The command line: `hsmsign serve | doctor | keys | sign | yubihsm`.
 
 A command imports what it needs when it runs: `sign` and `keys` talk to a server and load no part of one.
 """
@@ -14,6 +14,7 @@ import hsmsign
 from hsmsign.cli.failure import Failure, WrongUsage
 from hsmsign.cli.keys import keys
 from hsmsign.cli.sign import sign
+from hsmsign.cli.yubihsm import yubihsm
 from tokens.errors import Error
 
 _config = click.option(
@@ -69,3 +70,4 @@ def doctor(context: click.Context, config: Path | None, as_json: bool) -> None:
 
 main.add_command(keys)
 main.add_command(sign)
+main.add_command(yubihsm)

@@ -1,8 +1,11 @@
 """`/keys`: what is granted, and signing a bare digest with a key that is granted for it."""
 
 import base64
+import ssl
 from typing import Annotated, Literal
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quart import Blueprint, Response
@@ -11,7 +14,7 @@ from quart_schema import document_request, document_response, tag
 from hsmsign import log
 from hsmsign.asgi import Request, current_request
 from hsmsign.jobs import Job, Jobs
-from hsmsign.keyring import Keyring, KeyState
+from hsmsign.keyring import Keyring, KeyState, Verdict
 from hsmsign.openapi import problems
 from hsmsign.problems import (
     ErrorDocument,
@@ -22,7 +25,9 @@ from hsmsign.problems import (
 from hsmsign.routes import as_json
 from hsmsign.settings import Grant, LimitSettings
 from hsmsign.uploads import Limited
-from tokens.errors import KeyNotFound, KeyNotGranted
+from tokens.attestation import Attested, Origin
+from tokens.errors import KeyNotAttested, KeyNotFound, KeyNotGranted
+from tokens.provider import spki_sha256
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15, RsaPss, Scheme
 from tokens.verify import ecdsa_der
 
@@ -36,7 +41,7 @@ class KeySummary(BaseModel):
     machine: str = Field(description="Machines that it is for; `*` and `?` match as in file names.")
     distro: str = Field(description="Distros that it is for; `*` and `?` match as in file names.")
     provider: str
-    kind: str = Field(description="Kind of the provider: `file`, `s3`, `pkcs11`.")
+    kind: str = Field(description="Kind of the provider: `file`, `s3`, `pkcs11`, `yubihsm`.")
     digest: bool = Field(description="Whether it may sign bare digests.")
     algorithm: str | None = Field(description="`RSA-2048`, `P-256`, `Ed25519`, ...")
     spki_sha256: str | None = Field(description="SHA-256 of the DER SubjectPublicKeyInfo, in hex.")
@@ -57,6 +62,38 @@ class KeyList(BaseModel):
     """Every granted key."""
 
     keys: list[KeySummary]
+
+
+class AttestedKey(BaseModel):
+    """What the device says of the key."""
+
+    serial: int = Field(description="The device's serial number.")
+    firmware: str = Field(description="The device's version.")
+    id: str = Field(description="The object's id, in hex.")
+    label: str = Field(description="The object's label.")
+    origin: Origin = Field(description="`wrapped`: it came from elsewhere, under a wrap key.")
+    domains: list[int] = Field(description="1 to 16.")
+    capabilities: list[str]
+    exportable: bool = Field(description="Whether it may leave the device under a wrap key.")
+    never_extractable: bool = Field(
+        description="Generated on the device and not exportable: `attested = true` asks it."
+    )
+
+
+class KeyAttestation(BaseModel):
+    """The attestation of a granted key by its device."""
+
+    name: str = Field(description="The grant's name.")
+    public_key_pem: str = Field(description="The granted key, which the attestation must be for.")
+    spki_sha256: str = Field(description="SHA-256 of its DER SubjectPublicKeyInfo, in hex.")
+    certificate_pem: str = Field(description="The attestation: a certificate for the key, made by the device.")
+    chain_pem: str = Field(
+        description="Its issuers, the device's own certificate first. Verified: the pinned one last; else what the "
+        "device has."
+    )
+    verified: bool = Field(description="Whether it leads to a pinned certificate, and is for this key and device.")
+    attested: AttestedKey | None = Field(description="What it says; null where it is not verified.")
+    error: ErrorDocument | None = Field(description="Why it is not verified.")
 
 
 class DigestRequest(BaseModel):
@@ -117,6 +154,14 @@ def blueprint(jobs: Jobs, keyring: Keyring, limits: LimitSettings) -> Blueprint:
             )
         )
 
+    @blueprint.get("/keys/<name>/attestation")
+    @document_response(KeyAttestation)
+    @problems(404, 409, 422, 500, 502, 503, 504)
+    @tag(["keys"])
+    async def get_attestation(name: str) -> Response:
+        """Has the device of a granted key attest it, and says whether that is proven."""
+        return as_json(_told(name, await keyring.attest(name)))
+
     @blueprint.post("/keys/<name>/sign")
     @document_request(DigestRequest)
     @document_response(DigestSignature)
@@ -157,6 +202,44 @@ def summarise(state: KeyState) -> KeySummary:
         spki_sha256=state.spki_sha256,
         usable=state.usable,
         error=describe(state.error) if state.error else None,
+    )
+
+
+def _told(name: str, verdict: Verdict) -> KeyAttestation:
+    given, outcome = verdict.attestation, verdict.outcome
+    if isinstance(outcome, KeyNotAttested):
+        issuers, attested, error = given.issuers, None, describe(outcome)
+    else:
+        issuers, attested, error = tuple(map(_der, outcome.chain[1:])), _said(outcome), None
+    return KeyAttestation(
+        name=name,
+        public_key_pem=verdict.public_key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        ).decode(),
+        spki_sha256=spki_sha256(verdict.public_key),
+        certificate_pem=ssl.DER_cert_to_PEM_cert(given.certificate),
+        chain_pem="".join(map(ssl.DER_cert_to_PEM_cert, issuers)),
+        verified=error is None,
+        attested=attested,
+        error=error,
+    )
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def _said(attested: Attested) -> AttestedKey:
+    return AttestedKey(
+        serial=attested.serial,
+        firmware=attested.firmware,
+        id=f"{attested.id:04x}",
+        label=attested.label,
+        origin=attested.origin,
+        domains=list(attested.domains),
+        capabilities=list(attested.capabilities),
+        exportable=attested.exportable,
+        never_extractable=attested.never_extractable,
     )
 
 

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from quart import Blueprint, Response
 from quart.wrappers.response import ResponseBody
-from quart_schema import DataSource, document_request, document_response, operation_id, tag
+from quart_schema import DataSource, document_request, document_response, hide, operation_id, tag
 
 import signers.signer
 from hsmsign import log, uploads
@@ -20,6 +20,9 @@ from signers.signer import Signed, Signer
 
 CHUNK_BYTES = 1024 * 1024
 """How much of an answer is read and sent at a time."""
+
+OLD_PATHS = {"uefi": "/sign/uefi", "capsule": "/sign/ueficapsule"}
+"""What some layers call signers by; OpenAPI does not have them."""
 
 
 def blueprint(
@@ -36,6 +39,9 @@ def blueprint(
         problems(400, 403, 404, 408, 409, 413, 415, 422, 500, 502, 503, 504)(view)
         tag(["sign"])(view)
         blueprint.add_url_rule(signer.path, signer.name, view, methods=["POST"])
+        if old := OLD_PATHS.get(signer.name):
+            view = hide(_endpoint(signer, jobs, keyring, tools, settings))
+            blueprint.add_url_rule(old, f"{signer.name}-old", view, methods=["POST"])
     return blueprint
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,10 +15,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import hsmsign
 from hsmsign.cli import main
 from signers.registry import SIGNERS
+from tests.attestations import SERIAL, Chain, der
+from tokens.provider import spki_sha256
 
 DESCRIPTION = b"""software = {
   version = "1.0.0";
@@ -136,6 +141,7 @@ class Answers(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[Callable[[BaseHTTPRequestHandler], None]] = []
         self.bodies: list[bytes] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -147,6 +153,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.script.pop(0)(self)
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
         self.server.script.pop(0)(self)
 
     def log_message(self, *_: Any) -> None:
@@ -300,6 +310,101 @@ class TestClient:
         assert sign(answers.url, "-o", str(tmp_path / "link")).exit_code == 0
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "out/signed").read_bytes() == b"signed"
+
+
+class TestAttest:
+    """`hsmsign keys attest` against a server that says what a test tells it to: it is not believed."""
+
+    KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
+    CHAIN = Chain()
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        path = tmp_path / "roots.pem"
+        path.write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in self.CHAIN.roots))
+        return path
+
+    @pytest.fixture
+    def attest(self, answers: Answers):
+        def attest(*arguments: str, verified: bool = True, key: Any = self.KEY, **says: Any) -> Result:
+            made = self.CHAIN.attest(self.KEY, **says)
+            pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+            error = {"type": "/problems/key-not-attested", "title": "x", "detail": "It is not.", "hint": "Look."}
+            document = {
+                "name": "a/b",
+                "public_key_pem": pem,
+                "spki_sha256": "what the server says",
+                "certificate_pem": ssl.DER_cert_to_PEM_cert(made.certificate),
+                "chain_pem": "".join(map(ssl.DER_cert_to_PEM_cert, made.issuers)),
+                "verified": verified,
+                "error": None if verified else error,
+            }
+            answers.script = [answer(200, json.dumps(document).encode())]
+            given = ["keys", "--server", answers.url, "attest", "a/b", *arguments]
+            return CliRunner(env={"COLUMNS": "200"}).invoke(main, given)
+
+        return attest
+
+    def test_what_the_device_says(self, answers: Answers, attest, root: Path, tmp_path: Path) -> None:
+        result = attest("--root", str(root), "--out", str(tmp_path / "new/out"))
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert answers.paths == ["/keys/a%2Fb/attestation"]
+        shown = dict(re.split(r" {2,}", line.rstrip(), maxsplit=1) for line in result.stdout.splitlines())
+        assert shown == {
+            "device": f"YubiHSM 2, serial {SERIAL}, firmware 2.4.0", "key": "0x0100 Schlüssel",
+            "spki_sha256": spki_sha256(self.KEY), "origin": "generated", "exportable": "no", "domains": "1, 3, 16",
+            "capabilities": "sign-pkcs, sign-pss", "proven by": "CN=Test Root",
+        }  # fmt: skip
+        assert sorted(path.name for path in (tmp_path / "new/out").iterdir()) == ["attestation.pem", "chain.pem"]
+        verify = ["openssl", "verify", "-CAfile", root, "-untrusted", "chain.pem", "attestation.pem"]
+        subprocess.run(verify, cwd=tmp_path / "new/out", check=True, capture_output=True)
+
+    def test_json(self, attest, root: Path) -> None:
+        result = attest("--json", "--root", str(root))
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["verified"] is True
+
+    @pytest.mark.parametrize(
+        ("says", "message"),
+        [
+            ({"e3": der(3, b"\0\2")}, "The device did not generate the key, which was imported"),
+            ({"e5": der(3, b"\0" + (1 << 16).to_bytes(8))}, "may leave its device under a wrap key"),
+            ({"e3": b""}, "malformed"),
+            ({"key": ec.generate_private_key(ec.SECP256R1()).public_key()}, "is for another key"),
+            ({"verified": False}, "It is not."),
+        ],
+    )
+    def test_what_is_not_proven(self, attest, root: Path, says: dict[str, Any], message: str) -> None:
+        result = attest("--root", str(root), **says)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+
+    def test_yubico_is_whom_it_must_lead_to(self, attest) -> None:
+        result = attest()
+        assert result.exit_code == 1
+        assert "leads to no pinned certificate" in result.stderr
+        assert result.stdout == ""
+
+    def test_files_that_are_none(self, attest, tmp_path: Path) -> None:
+        (tmp_path / "text").write_text("text")
+        result = attest("--root", str(tmp_path / "text"))
+        assert (result.exit_code, "holds no certificate" in result.stderr) == (1, True)
+        result = attest("--out", str(tmp_path / "text/x"))
+        assert (result.exit_code, "cannot be written" in result.stderr) == (1, True)
+        assert attest("--root", str(tmp_path / "missing")).exit_code == 2
+
+    def test_certificates_that_are_none(self, answers: Answers, root: Path) -> None:
+        document = {"public_key_pem": "x", "certificate_pem": "", "chain_pem": "", "verified": True}
+        answers.script = [answer(200, json.dumps(document).encode())]
+        result = CliRunner().invoke(main, ["keys", "attest", "k", "--server", answers.url, "--root", str(root)])
+        assert result.exit_code == 5
+
+    def test_a_key_of_a_file(self, server: str) -> None:
+        done = command("keys", "attest", "demo-file-cms", "--server", server)
+        assert done.returncode == 3
+        assert "A provider of kind file cannot attest its keys." in done.stderr
+        assert command("keys", "attest", "../keys", HSMSIGN_SERVER=server).returncode == 3
 
 
 class TestOptions:

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from hsmsign.cli import main
 from hsmsign.doctor import Finding, Level, examine
 from signers import sandbox
+from yubihsm_simulator import Connector, Device
 
 FILES = """
 [server]
@@ -24,6 +25,24 @@ signer = "swupdate"
 role = "rsa"
 provider = "files"
 object = "{distro}/swupdate/rsa-private.key"
+"""
+YUBIHSM = """
+[server]
+spool_directory = "{here}/spool"
+state_directory = "{here}/state"
+[providers.yubihsm]
+kind = "yubihsm"
+connector = "{url}"
+serial = 12345678
+auth_key_id = 1
+password = {{ file = "{here}/password" }}
+audit = {{ auth_key_id = 2, password = {{ file = "{here}/absent" }} }}
+[[grants]]
+name = "absent"
+signer = "swupdate"
+role = "rsa"
+provider = "yubihsm"
+object = "absent"
 """
 
 
@@ -58,6 +77,26 @@ async def test_mistakes_in_the_settings_are_findings(tmp_path: Path) -> None:
         (Level.ERROR, "server.prot"),
         (Level.ERROR, "limits.jobs_max"),
     ]
+
+
+async def test_a_yubihsm(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("password")
+    (tmp_path / "password").chmod(0o600)
+    config = tmp_path / "hsmsign.toml"
+    device = Device()
+    with Connector(device) as connector:
+        config.write_text(YUBIHSM.format(here=tmp_path, url=connector.url))
+        findings = await examine(config, {})
+        assert "providers.yubihsm: it answers." in texts(findings)
+        assert [finding.subject for finding in findings if finding.level is Level.ERROR] == [
+            "providers.yubihsm.audit.password",
+            "grants: absent",
+        ]
+        device.faults.unplugged = True
+        assert "no YubiHSM is plugged in" in texts(await found(config, Level.ERROR))
+    assert "cannot be reached" in texts(await found(config, Level.ERROR))
+    assert device.sessions == 0
+    assert not (tmp_path / "state/audit").exists()  # a look is no audit
 
 
 @pytest.mark.parametrize(

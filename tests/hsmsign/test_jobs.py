@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from hsmsign.jobs import Job
+from hsmsign.problems import SpoolFull
+
 MIB = 1024 * 1024
 
 ON_DISK = bytes(100_000)
@@ -236,3 +239,13 @@ def test_files_are_private(service: Any) -> None:
         modes = {oct(path.stat().st_mode & 0o777) for path in paths}
         running.result()
     assert modes == {"0o700", "0o600"}
+
+
+async def test_a_file_system_without_room_is_told_apart(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        job: Job[None] = Job(tmp_path / "0", threads, 1)
+        for run in (job.hash, job.spool):
+            with pytest.raises(SpoolFull, match="has no room"):
+                await run(Path("/dev/full").write_bytes, b"x")
+        with pytest.raises(FileNotFoundError):
+            await job.hash((tmp_path / "missing").read_bytes)

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,22 @@ from hsmsign.keyring import Keyring
 from hsmsign.settings import Grant, Settings
 from signers.registry import SIGNERS
 from signers.swupdate import Swupdate
-from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyNotGranted, PinRefused, ProviderUnavailable
+from tests.attestations import SERIAL, Chain, der
+from tokens.attestation import Attested
+from tokens.errors import (
+    Error,
+    KeyAmbiguous,
+    KeyMismatch,
+    KeyNotAttested,
+    KeyNotFound,
+    KeyNotGranted,
+    KeyUnsuited,
+    PinRefused,
+    ProviderUnavailable,
+)
 from tokens.file import FileProvider, FileSettings
 from tokens.pkcs11 import Pkcs11Provider, Pkcs11Settings
-from tokens.provider import KeyProvider, spki_sha256
+from tokens.provider import Attestation, KeyProvider, KeyReference, spki_sha256
 from tokens.registry import create
 from tokens.schemes import Ecdsa, Hash
 from tokens.secret import SecretSource
@@ -203,6 +216,124 @@ class TestRightKey:
         async with keyring(grant("a", "a.key"), grant("b", "a.key", role="cms")) as keys:
             assert (await keys.readiness()).ready
             assert await name_of(keys, root, distro="x") == "a.key"
+
+
+class AttestingProvider(FileProvider):
+    """Key files on what calls itself a device: it attests them, with a root of the tests."""
+
+    serial = SERIAL
+
+    def __init__(self, name: str, settings: FileSettings) -> None:
+        super().__init__(name, settings)
+        self.chain = Chain()
+        self.attestation_roots = self.chain.roots
+        self.says: dict[str, bytes] = {}
+        self.asked = 0
+
+    def open(self, reference: KeyReference) -> Any:
+        return super().open(replace(reference, id=None))
+
+    async def attest(self, reference: KeyReference) -> Attestation:
+        self.asked += 1
+        async with self.open(reference) as key:
+            return self.chain.attest(key.public_key, **self.says)
+
+
+class TestAttested:
+    """What `attested = true` in a grant asks for."""
+
+    @pytest.fixture
+    def device(self, root: Path) -> AttestingProvider:
+        return AttestingProvider("files", FileSettings(kind="file", root=root))
+
+    @staticmethod
+    def attesting(device: AttestingProvider, *grants: Grant) -> Any:
+        settings = Settings.model_validate(
+            {
+                "providers": {"files": {"kind": "file", "root": "/"}},
+                "grants": grants or [grant("a", "a.key", attested=True)],
+                "server": {"readiness_max_age_s": 0},
+            }
+        )
+        return running(settings, {"files": device})
+
+    async def test_a_key_that_is_attested_is_asked_for_once(self, device: AttestingProvider, root: Path) -> None:
+        async with self.attesting(device) as keys:
+            assert await asyncio.gather(*(name_of(keys, root, distro="x") for _ in range(20))) == 20 * ["a.key"]
+            assert (await keys.readiness()).ready
+            verdict = await keys.attest("a")
+            assert isinstance(verdict.outcome, Attested)
+            assert device.asked == 1
+            write_key(root / "a.key")  # another key under the same name is asked for anew
+            assert await name_of(keys, root, distro="x") == "a.key"
+            assert device.asked == 2
+
+    async def test_a_key_of_each_distro(self, device: AttestingProvider, root: Path) -> None:
+        async with self.attesting(device, grant("each", "{distro}/swupdate/rsa.key", attested=True)) as keys:
+            for distro in ("one", "two", "one"):
+                assert await name_of(keys, root, distro=distro) == f"{distro}/swupdate/rsa.key"
+            assert device.asked == 2
+            with pytest.raises(KeyNotFound, match="one for each request"):
+                await keys.attest("each")
+
+    @pytest.mark.parametrize(
+        ("says", "match"),
+        [
+            ({"e3": der(3, b"\0\2")}, "did not generate"),
+            ({"e3": der(3, b"\0\x11")}, "came to it wrapped"),
+            ({"e5": der(3, b"\0" + (1 << 16).to_bytes(8))}, "may leave"),
+            ({"e2": der(2, b"\1")}, "comes from the device 1"),
+            ({"e3": b""}, "malformed"),
+        ],
+    )
+    async def test_a_key_of_which_it_is_not_proven_is_refused(
+        self, device: AttestingProvider, root: Path, says: dict[str, bytes], match: str
+    ) -> None:
+        device.says = says
+        free = grant("free", "a.key", role="cms")
+        async with self.attesting(device, grant("a", "a.key", attested=True), free) as keys:
+            for _ in range(2):
+                with pytest.raises(KeyNotAttested, match=match):
+                    await name_of(keys, root, distro="x")
+            with pytest.raises(KeyNotAttested, match=match):
+                async with keys.open_grant("a"):
+                    pass
+            state, other = (await keys.readiness()).keys
+            assert (state.usable, type(state.error)) == (False, KeyNotAttested)
+            assert (other.usable, device.asked) == (True, 1)
+
+    @pytest.mark.parametrize("roots", [Chain().roots, (), None], ids=["others", "none", "Yubico's"])
+    async def test_other_roots(self, device: AttestingProvider, root: Path, roots: Any) -> None:
+        device.attestation_roots = roots
+        async with self.attesting(device) as keys:
+            with pytest.raises(KeyNotAttested, match="leads to no pinned certificate"):
+                await name_of(keys, root, distro="x")
+
+    async def test_the_object_that_the_grant_names(self, device: AttestingProvider) -> None:
+        grants = [grant(name, "a.key", id=name) for name in ("0100", "0101")]
+        async with self.attesting(device, *grants) as keys:
+            assert isinstance((await keys.attest("0100")).outcome, Attested)
+            assert isinstance((await keys.attest("0101")).outcome, KeyNotAttested)
+
+    async def test_a_device_that_fails_is_asked_again(
+        self, device: AttestingProvider, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def absent(reference: KeyReference) -> Attestation:
+            raise ProviderUnavailable("Not there.")
+
+        async with self.attesting(device) as keys:
+            with monkeypatch.context() as patch:
+                patch.setattr(device, "attest", absent)
+                with pytest.raises(ProviderUnavailable):
+                    await name_of(keys, root, distro="x")
+            assert await name_of(keys, root, distro="x") == "a.key"
+
+    async def test_a_provider_that_cannot(self, keyring, root: Path) -> None:
+        async with keyring(grant("a", "a.key", attested=True)) as keys:
+            with pytest.raises(KeyUnsuited, match="kind file cannot attest"):
+                await name_of(keys, root, distro="x")
+            with pytest.raises(KeyUnsuited):
+                await keys.attest("a")
 
 
 class TestReadiness:

@@ -24,7 +24,8 @@ async def test_it_is_valid(document: Any) -> None:
 
 async def test_it_has_every_endpoint(document: Any) -> None:
     assert set(document["paths"]) == {
-        "/healthz", "/readyz", "/keys", "/keys/{name}", "/keys/{name}/sign", *(signer.path for signer in SIGNERS)
+        "/healthz", "/readyz", "/keys", "/keys/{name}", "/keys/{name}/attestation", "/keys/{name}/sign",
+        *(signer.path for signer in SIGNERS),
     }  # fmt: skip
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     ids = [operation["operationId"] for operation in operations]

@@ -74,6 +74,16 @@ def test_an_unknown_key_is_a_problem(service: Any, name: str) -> None:
     assert answer.status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("name", "status", "slug"),
+    [("tiny", 422, "key-unsuited"), ("gone", 404, "key-not-found"), ("none", 404, "key-not-found")],
+)
+def test_an_attestation_that_nobody_can_give(service: Any, name: str, status: int, slug: str) -> None:
+    problem = service.assert_problem(httpx.get(f"{service.url}/keys/{name}/attestation"), status, slug)
+    if name == "tiny":
+        assert problem["detail"] == "A provider of kind file cannot attest its keys."
+
+
 @pytest.mark.parametrize("hash_", [hashes.SHA224(), hashes.SHA256(), hashes.SHA384(), hashes.SHA512()])
 def test_digests_are_signed_with_rsa(service: Any, hash_: hashes.HashAlgorithm) -> None:
     digest = hashlib.new(hash_.name, b"hello").digest()

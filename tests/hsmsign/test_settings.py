@@ -213,7 +213,7 @@ class TestMistakes:
             "providers.token.module: it is missing",
             'providers.token.sesions: there is no such key - did you mean "sessions"?',
             'grants[0].provider: no provider is called "tokne"; there are: files, token - did you mean "token"?',
-            'grants[0].signer: no signer is called "swupdat"; there are: swupdate, imx, generic'
+            f'grants[0].signer: no signer is called "swupdat"; there are: {", ".join(each.name for each in SIGNERS)}'
             ' - did you mean "swupdate"?',
             'grants[1].role: no role of swupdate is called "rsaa"; there are: rsa, cms - did you mean "rsa"?',
         ]
@@ -246,6 +246,12 @@ class TestMistakes:
             (FILES + grant(name="a/b"), "grants[0].name: "),
             (FILES + grant(id="0"), "grants[0].id: "),
             (FILES + grant(spki_sha256="abc"), "grants[0].spki_sha256: "),
+            (FILES + grant() + "attested = true", "grants[0].attested: a provider of kind file cannot attest its keys"),
+            (
+                TOKEN + grant(provider="token") + "attested = true",
+                "grants[0].attested: a provider of kind pkcs11 cannot attest its keys; there is: yubihsm",
+            ),
+            (FILES + grant() + "attested = 'please'", "grants[0].attested: it should be a valid boolean"),
             ("[providers.x]\nroot = '/'\n", "providers.x: kind is missing; there are: file, s3, pkcs11"),
             ("[providers.x]\nkind = 'flie'\n", 'providers.x: no kind of provider is called "flie"'),
             (TOKEN.replace('token = "hsmsign"', ""), "providers.token: "),
@@ -291,7 +297,7 @@ def uncommented(text: str) -> dict[str, Any]:
 class TestReference:
     def test_it_loads(self) -> None:
         settings = load(REFERENCE, {})
-        assert {provider.kind for provider in settings.providers.values()} == {"file", "s3", "pkcs11"}
+        assert {provider.kind for provider in settings.providers.values()} == {"file", "s3", "pkcs11", "yubihsm"}
 
     def test_it_loads_with_its_comments_taken_away(self) -> None:
         Settings.model_validate(uncommented(REFERENCE.read_text()))
