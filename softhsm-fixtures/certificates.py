@@ -87,7 +87,8 @@ def generate(type_: str) -> PrivateKey:
 
 def write_certificate(path: Path, certificate: x509.Certificate) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_bytes(certificate.public_bytes(PEM))
+    with path.open("ab") as file:  # behind the key, where that is in the same file
+        file.write(certificate.public_bytes(PEM))
 
 
 def write_key(path: Path, key: PrivateKey) -> None:

@@ -5,10 +5,14 @@ Own fixtures of a room stand in its own conftest.py.
 
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from yubihsm_simulator import Connector, Device
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))  # imx_images, imx_pki
@@ -73,6 +77,34 @@ def softhsm(tmp_path_factory: pytest.TempPathFactory) -> SoftHsm:
 def own_softhsm(tmp_path: Path) -> SoftHsm:
     """The fixtures without those for i.MX, made for one test that changes them (a second or two)."""
     return make_softhsm(tmp_path / "softhsm", "--without-imx")
+
+
+@dataclass(frozen=True)
+class Yubihsm:
+    """The fixtures' simulated YubiHSM 2, which softhsm-fixtures/make_yubihsm.py set up, behind its connector."""
+
+    directory: Path
+    connector: Connector
+
+    @property
+    def device(self) -> Device:
+        return self.connector.device
+
+    @property
+    def config(self) -> str:
+        """The fixtures' hsmsign.toml, and the device with the keys that the others have in files."""
+        text = (self.directory / "hsmsign.toml").read_text()
+        return text.replace("http://127.0.0.1:12345", self.connector.url)
+
+
+@pytest.fixture(scope="session")
+def yubihsm(softhsm: SoftHsm) -> Iterator[Yubihsm]:
+    """The device, shared by the whole run: a test that upsets it makes one of its own."""
+    subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_yubihsm.py", softhsm.directory], check=True)
+    directory = softhsm.directory / "yubihsm"
+    serial = tomllib.loads((directory / "setup.toml").read_text())["device"]["serial"]
+    with Connector(Device(serial, state=directory / "device.json")) as connector:
+        yield Yubihsm(directory, connector)
 
 
 @pytest.fixture(scope="session")

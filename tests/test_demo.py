@@ -13,6 +13,6 @@ def test_the_demo_verifies_every_row() -> None:
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     report = json.loads((ROOT / "demo-report.json").read_text())
-    assert {row["provider"] for row in report} == {"softhsm", "file", "s3"}
+    assert {row["provider"] for row in report} == {"softhsm", "yubihsm", "file", "s3"}
     assert all(row["verified"] is True and row["seconds"] > 0 for row in report)
     assert all(set(row) == {"signer", "variant", "provider", "verifier", "verified", "seconds"} for row in report)

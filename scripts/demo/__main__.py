@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/demo
 
-Starts the real service, with a SoftHSM token, key files and an S3 server. A row is verified when its tool
-accepts the signed artifact and refuses it once it was tampered with. Writes demo-report.json.
+Starts the real service, with a SoftHSM token, a simulated YubiHSM 2, key files and an S3 server. A row is verified when
+its tool accepts the signed artifact and refuses it once it was tampered with. Writes demo-report.json.
 A new signer is a module with `cases` and a line in CASES.
 """
 
@@ -20,13 +20,15 @@ from pathlib import Path
 import generic
 import httpx
 import imx
+import kmod
 import swupdate
+import uefi
 from case import ROOT, Case, Fixtures
 from rich.console import Console
 from rich.table import Table
-from services import BUCKET, CREDENTIALS, s3_server, service
+from services import BUCKET, CREDENTIALS, s3_server, service, yubihsm
 
-CASES = (swupdate.cases, imx.cases, generic.cases)
+CASES = (swupdate.cases, imx.cases, kmod.cases, uefi.cases, generic.cases)
 
 REQUEST_TIMEOUT_S = 60.0
 LOG = ".cache/demo/service.log"
@@ -58,14 +60,16 @@ certificate = "demo-file/swupdate/cms.cert"
 def main() -> int:
     console = Console()
     fixtures = Fixtures(ROOT / ".cache/demo/fixtures")
-    subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_fixtures.py", fixtures.directory], check=True)
+    for script in ("make_fixtures.py", "make_yubihsm.py"):
+        subprocess.run([sys.executable, ROOT / "softhsm-fixtures" / script, fixtures.directory], check=True)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hsmsign-demo-")))
         s3_url = stack.enter_context(s3_server(fixtures.directory / "keys"))
         config = scratch / "hsmsign.toml"
-        config.write_text(
-            (fixtures.directory / "hsmsign.toml").read_text() + S3_CONFIG.format(bucket=BUCKET, url=s3_url)
-        )
+        configured = (fixtures.directory / "yubihsm/hsmsign.toml").read_text()
+        connector = stack.enter_context(yubihsm(fixtures.directory / "yubihsm"))
+        configured = configured.replace("http://127.0.0.1:12345", connector)
+        config.write_text(configured + S3_CONFIG.format(bucket=BUCKET, url=s3_url))
         url = stack.enter_context(service(config, ROOT / LOG, CREDENTIALS))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S))
         rows = [run(case, client, scratch) for cases in CASES for case in cases(fixtures)]

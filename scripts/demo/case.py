@@ -26,7 +26,7 @@ class Case(Protocol):
 
     @property
     def provider(self) -> str:
-        """`softhsm`, `file` or `s3`."""
+        """`softhsm`, `yubihsm`, `file` or `s3`."""
 
     @property
     def verifier(self) -> str:

@@ -22,11 +22,12 @@ ENGINE, PROVIDER = "3.4.1", "4.0.1"
 
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
-    """Both families, keys on the token and in files, by either backend of cst; 4.0.1 where it could be unpacked."""
+    """Both families, keys on the tokens and in files, by either backend of cst; 4.0.1 where it could be unpacked."""
     for where, provider, backend in (
         ("token", "softhsm", "pkcs11"),
         ("file", "file", "pkcs11"),
         ("file", "file", "ssl"),
+        ("yubihsm", "yubihsm", "pkcs11"),
     ):
         for key in HAB:
             yield hab(fixtures, key, where, provider, backend, ENGINE)
@@ -56,6 +57,7 @@ def container(fixtures: Fixtures, key: str, where: str, provider: str, backend: 
 def _certificate(fixtures: Fixtures, machine: str, label: str) -> Path:
     if "token" in machine:
         return fixtures.certificate(label)
+    machine = machine.replace("yubihsm", "file")  # the same keys
     return fixtures.directory / "keys" / machine / "imxsign/crts" / f"{label}_crt.pem"
 
 

@@ -1,4 +1,4 @@
-"""The parts of the demo that run: the service and an S3 server."""
+"""The parts of the demo that run: the service, an S3 server and a simulated YubiHSM 2."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import boto3
 import httpx
 from moto.server import ThreadedMotoServer
+
+from yubihsm_simulator import Connector, Device
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
@@ -39,6 +42,14 @@ def s3_server(root: Path) -> Iterator[str]:
         yield url
     finally:
         server.stop()
+
+
+@contextmanager
+def yubihsm(directory: Path) -> Iterator[str]:
+    """The simulator with the device that make_yubihsm.py set up. Gives its connector's URL."""
+    serial = tomllib.loads((directory / "setup.toml").read_text())["device"]["serial"]
+    with Connector(Device(serial, state=directory / "device.json")) as connector:
+        yield connector.url
 
 
 @contextmanager

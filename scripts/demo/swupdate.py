@@ -27,6 +27,7 @@ def cases(fixtures: Fixtures) -> Iterator[Case]:
     for provider, distro, public_key, trusted in (
         ("softhsm", "demo-token", fixtures.public_key("swupdate-rsa"), demo_ca),
         ("file", "demo-file", file_rsa, file_cms),
+        ("yubihsm", "demo-yubihsm", file_rsa, file_cms),
         ("s3", "demo-s3", file_rsa, file_cms),
     ):
         yield Rsa("RSA", provider, distro, "RSA", public_key)

@@ -227,9 +227,9 @@ def service(
 
 
 @pytest.fixture(scope="session")
-def fixtures_service(softhsm: Any, start: Callable[..., Running]) -> Running:
-    """The service on all of the fixtures, with NXP's tool as `make setup` puts it."""
-    tables = tomllib.loads(softhsm.config.read_text())
+def fixtures_service(yubihsm: Any, start: Callable[..., Running]) -> Running:
+    """The service on all of the fixtures and a simulated YubiHSM 2, with NXP's tool as `make setup` puts it."""
+    tables = tomllib.loads(yubihsm.config)
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
     imx = tables["signers"]["imx"]
     return start({**providers, "grants": tables["grants"], "tools": tables["tools"], "signers.imx": imx})

@@ -12,11 +12,12 @@ PSS = ("-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:digest")
 KEYS = {
     "demo-token": "generic-rsa", "demo-token-p256": "generic-p256",
     "demo-file": "file-generic-rsa", "demo-file-p256": "file-generic-p256",
+    "demo-yubihsm": "file-generic-rsa", "demo-yubihsm-p256": "file-generic-p256",
 }  # fmt: skip
 METHODS = [
-    *((machine, method, hash_) for machine in ("demo-token", "demo-file") for method, hash_ in
+    *((machine, method, hash_) for machine in ("demo-token", "demo-file", "demo-yubihsm") for method, hash_ in
       (("RSA", "sha256"), ("RSA", "sha512"), ("RSA-PSS", "sha256"), ("RSA-PSS", "sha384"))),
-    *((machine, "ECDSA", hash_) for machine in ("demo-token-p256", "demo-file-p256") for hash_ in
+    *((machine, "ECDSA", hash_) for machine in ("demo-token-p256", "demo-file-p256", "demo-yubihsm-p256") for hash_ in
       ("sha256", "sha384", "sha512")),
 ]  # fmt: skip
 

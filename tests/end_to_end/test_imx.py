@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 IMAGE = ROOT / ".cache/u-boot/nitrogen6q/u-boot-dtb.imx"
 HAB = {"rsa2048": "sha256_2048_65537", "rsa4096": "sha256_4096_65537", "p256": "sha256_secp256r1"}
 AHAB = {"ahab-p384": "sha384_secp384r1", "ahab-p256": "sha256_secp256r1"}
-ANY_KEY = [("token", "pkcs11"), ("file", "pkcs11"), ("file", "ssl")]
+ANY_KEY = [("token", "pkcs11"), ("yubihsm", "pkcs11"), ("file", "pkcs11"), ("file", "ssl")]
 VERSIONS = ["3.4.1", pytest.param("4.0.1", marks=pytest.mark.skipif(
     not (ROOT / ".cache/cst/cst-4.0.1").exists(), reason="Debian sid's cst could not be unpacked"))]  # fmt: skip
 
@@ -113,6 +113,7 @@ def certificate_of(softhsm: Any, where: str, key: str, kind: str, directory: Pat
     label = f"{kind}1_1_{HAB[key]}_v3_usr"
     if where == "token":
         return Path(softhsm.certificate(label))
+    # a simulated YubiHSM holds the files' keys
     return Path(softhsm.keys / f"demo-file-{key}/imxsign/crts/{label}_crt.pem")
 
 
