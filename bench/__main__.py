@@ -30,11 +30,13 @@ from artifacts import (
 )
 from bare import BareWorker, bare_workers, drive
 from imx import imx_request, write_cst_input
+from kmod import SignFile, check_tree, modules, signature_request, write_tree
 from load import Load, Upload, check_local, post, upload
 from rich.console import Console
 from rich.table import Column, Table
 from service import PeakMemory, service
 from tools import CST_VERSION, BareTool, Runs, copied_token, runs_of, sign_images
+from yubihsm2 import simulated_yubihsm
 
 from hsmsign.settings import load as load_settings
 from tokens.pkcs11 import Pkcs11Settings
@@ -43,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 REPORT = Path("bench-report.json")
 CLIENTS = (16, 1)
 IMX_CLIENTS = (8, 1)
+YUBIHSM_CLIENTS = (8, 4, 1)
 SECONDS_MAX = 60
 ROUNDS_MAX = 100
 TABLE_WIDTH = 132
@@ -51,6 +54,10 @@ TABLE_WIDTH = 132
 TOKEN_RATIO_WANTED = 0.7
 UPLOAD_EXTRA_MIB_WANTED = 20
 IMX_EXTRA_MS_WANTED = 15
+KMOD_TOKEN_RATIO_WANTED = 0.67
+KMOD_TOOL_RATIO_WANTED = 0.125
+YUBIHSM_BUSY_WANTED = 0.98
+YUBIHSM_EXTRA_MS_WANTED = 3
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,10 @@ class Plan:
     workers: tuple[int, ...] = (1, 2)
     upload_mib: tuple[int, ...] = (1, 1024)
     generic_mib: int = 1024
+    modules: int = 1000
 
 
-QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64), generic_mib=16)
+QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64), generic_mib=16, modules=50)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,9 @@ class Bench:
             yield self.upload(mib)
         yield from self.imx()
         yield from self.generic()
+        yield from self.kmod()
+        for workers in self.plan.workers:
+            yield from self.yubihsm(workers)
 
     @property
     def provider(self) -> Pkcs11Settings:
@@ -229,6 +240,71 @@ class Bench:
         row = file_row(f"/sign/generic RSA {mib} MiB", 1, loads)
         yield replace(beside_tool(row, loads, bares), peak_mib=memory.peak_mib)
         yield file_row(f"openssl itself {mib} MiB", None, bares)
+
+    def yubihsm(self, workers: int) -> Iterator[Row]:
+        """A YubiHSM 2, simulated with the hardware's times; its ratio is the share of time in which it is busy."""
+        with (
+            tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="yubihsm-") as directory,
+            simulated_yubihsm(Path(directory)) as yubihsm,
+            service(yubihsm.config, self.log, workers, "yubihsm") as running,
+        ):
+            for request in yubihsm.requests:
+                request.check(first_answer(running.url, request))
+                loads: dict[int, list[Load]] = {clients: [] for clients in YUBIHSM_CLIENTS}
+                busy: dict[int, list[float]] = {clients: [] for clients in YUBIHSM_CLIENTS}
+                bares: list[Load] = []
+                for number in range(self.plan.rounds):
+                    self.say(f"{request.case}, {workers} session(s), round {number + 1} of {self.plan.rounds}")
+                    for clients in YUBIHSM_CLIENTS:
+                        load, share = yubihsm.load(running.url, request, clients, self.plan.seconds)
+                        loads[clients].append(load)
+                        busy[clients].append(share)
+                    bares.append(load_of(yubihsm.sign(request, self.plan.seconds)))
+                for clients in YUBIHSM_CLIENTS:
+                    row = load_row(request.case, clients, workers, loads[clients], median(busy[clients]))
+                    yield beside_tool(row, loads[clients], bares) if clients == 1 else row
+                yield load_row(f"{request.case}, python-yubihsm itself", 1, None, bares, None)
+
+    def kmod(self) -> Iterator[Row]:
+        """A tree of kernel modules for `/sign/modules`; the service, a bare worker and sign-file take turns."""
+        paths = modules(self.plan.modules)
+        raw = signature_request(paths[0])
+        state_directory = str(load_settings(self.config).server.state_directory)
+        public_key, certificate = self.fixtures / "public/kmod-rsa.pem", self.fixtures / "certificates/kmod-rsa.pem"
+        loads: list[Load] = []
+        tools: list[Load] = []
+        packed: list[Load] = []
+        ratios: list[float] = []
+        with (
+            tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="kmod-") as name,
+            service(self.config, self.log, 1) as running,
+            bare_workers(self.provider, state_directory, 1) as bare,
+        ):
+            directory = Path(name)
+            sign_file = SignFile(self.provider, certificate, directory)
+
+            def posted(artifact: Path) -> Load:
+                answer = directory / "answer"
+                done = upload(running.url, "/sign/modules", {"machine": DISTRO}, artifact, answer)
+                check_tree(answer, paths, public_key)
+                return load_of(Runs(done.seconds, [done.seconds], int(done.status != httpx.codes.OK)), len(paths))
+
+            plain, gzipped = directory / "modules.tar", directory / "modules.tar.gz"
+            write_tree(plain, paths)
+            write_tree(gzipped, paths, "--gzip")
+            for number in range(self.plan.rounds):
+                self.say(f"{len(paths)} modules, round {number + 1} of {self.plan.rounds}")
+                loads.append(posted(plain))
+                ratios.append(loads[-1].per_second / drive(bare, raw, self.plan.seconds))
+                tools.append(load_of(sign_file.sign(paths), len(paths)))
+            with PeakMemory(running.pid) as memory:
+                for number in range(self.plan.rounds):
+                    self.say(f"{len(paths)} modules in tar.gz, round {number + 1} of {self.plan.rounds}")
+                    packed.append(posted(gzipped))
+        case = f"/sign/modules {len(paths)} modules"
+        yield beside_tool(replace(file_row(case, 1, loads), token_ratio=median(ratios)), loads, tools)
+        yield file_row(f"sign-file itself {len(paths)} modules", None, tools)
+        yield replace(file_row(f"{case}, tar.gz", 1, packed), peak_mib=memory.peak_mib)
 
     def say(self, what: str) -> None:
         """Progress, for a reader who waits."""
@@ -371,6 +447,16 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
                 f"{row.case} at {row.clients} clients {row.extra_ms:.1f} ms more than cst, wanted {IMX_EXTRA_MS_WANTED}"
             )
             yield verdict(row.extra_ms <= IMX_EXTRA_MS_WANTED, text)
+    yubihsm = [row for row in rows if row.case.startswith("YubiHSM") and row.workers is not None]
+    for row in yubihsm:
+        if row.workers == yubihsm[-1].workers:
+            yield yubihsm_verdict(row)
+    for row in rows:
+        if row.case.startswith("/sign/modules") and row.token_ratio is not None and row.tool_ratio is not None:
+            text = f"{row.case}: {row.token_ratio:.2f} of the bare token's rate, wanted {KMOD_TOKEN_RATIO_WANTED}"
+            yield verdict(row.token_ratio >= KMOD_TOKEN_RATIO_WANTED, text)
+            text = f"{row.case}: {row.tool_ratio:.3f} of the time of sign-file, wanted {KMOD_TOOL_RATIO_WANTED}"
+            yield verdict(row.tool_ratio <= KMOD_TOOL_RATIO_WANTED, text)
     peaks = [row.peak_mib for row in rows if ".swu" in row.case and row.peak_mib is not None]
     if not peaks:
         yield "[yellow]no memory was measured: only root may look into the service's processes"
@@ -378,6 +464,15 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
     extra = peaks[-1] - peaks[0]
     wanted = f"wanted at most {UPLOAD_EXTRA_MIB_WANTED}"
     yield verdict(extra <= UPLOAD_EXTRA_MIB_WANTED, f"{extra:.1f} MiB more for the largest upload, {wanted}")
+
+
+def yubihsm_verdict(row: Row) -> str:
+    what = f"{row.case}, {row.workers} session(s), {row.clients} client(s)"
+    if row.extra_ms is not None:
+        text = f"{what}: {row.extra_ms:.1f} ms more than python-yubihsm, wanted {YUBIHSM_EXTRA_MS_WANTED}"
+        return verdict(row.extra_ms <= YUBIHSM_EXTRA_MS_WANTED, text)
+    busy = row.token_ratio or 0.0
+    return verdict(busy >= YUBIHSM_BUSY_WANTED, f"{what}: busy {busy:.3f} of the time, wanted {YUBIHSM_BUSY_WANTED}")
 
 
 def verdict(met: bool, text: str) -> str:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15, Scheme
+from tokens.verify import HASHES
 
 MIB = 1024 * 1024
 BOUNDARY = "hsmsign-bench"
@@ -129,11 +130,11 @@ def digest_request(public: Path) -> TokenRequest:
     )
 
 
-def check_rsa(public_key: Path, signature: bytes, sha256: bytes) -> None:
+def check_rsa(public_key: Path, signature: bytes, digest: bytes, hash_: Hash = Hash.SHA256) -> None:
     """PKCS #1 v1.5. Raises InvalidSignature."""
     key = serialization.load_pem_public_key(public_key.read_bytes())
     assert isinstance(key, rsa.RSAPublicKey)
-    key.verify(signature, sha256, padding.PKCS1v15(), Prehashed(hashes.SHA256()))
+    key.verify(signature, digest, padding.PKCS1v15(), Prehashed(HASHES[hash_]))
 
 
 def multipart(fields: dict[str, str], files: dict[str, tuple[str, bytes]]) -> bytes:

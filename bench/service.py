@@ -31,8 +31,8 @@ class Service:
 
 
 @contextmanager
-def service(config: Path, log: Path, sessions: int) -> Iterator[Service]:
-    """`hsmsign serve` on a free port of 127.0.0.1, ready to sign, with that many token workers."""
+def service(config: Path, log: Path, sessions: int, provider: str = "softhsm") -> Iterator[Service]:
+    """`hsmsign serve` on a free port of 127.0.0.1, ready to sign, with that many workers of the provider's token."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     hsmsign = Path(sys.executable).with_name("hsmsign")
@@ -44,7 +44,7 @@ def service(config: Path, log: Path, sessions: int) -> Iterator[Service]:
             stderr=output,
             env={
                 **os.environ,
-                "HSMSIGN_PROVIDERS__SOFTHSM__SESSIONS": str(sessions),
+                f"HSMSIGN_PROVIDERS__{provider.upper()}__SESSIONS": str(sessions),
                 "HSMSIGN_SIGNERS__IMX__CST_BASE": str(CST_BASE),
             },
         )

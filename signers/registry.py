@@ -1,8 +1,11 @@
 """Every signer there is: a new one is a module and a line."""
 
+from signers.capsule import UefiCapsule
 from signers.generic import Generic
 from signers.imx import Imx
+from signers.kmod import Kmod
 from signers.signer import Signer
 from signers.swupdate import Swupdate
+from signers.uefi import Uefi
 
-SIGNERS: tuple[Signer, ...] = (Swupdate(), Imx(), Generic())
+SIGNERS: tuple[Signer, ...] = (Swupdate(), Imx(), Kmod(), Uefi(), UefiCapsule(), Generic())

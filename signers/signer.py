@@ -118,6 +118,10 @@ class FileRange:
     offset: int
     length: int
 
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` within the range on; both must lie in it."""
+        return self.file.read(self.offset + offset, length)
+
 
 @dataclass(frozen=True, slots=True)
 class Signed:
@@ -130,10 +134,36 @@ class Signed:
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return sum(len(part) if isinstance(part, bytes) else part.length for part in self.parts)
+        return sum(map(_size, self.parts))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes of the answer from `offset` on, fewer only at its end."""
+        found = []
+        for part in self.parts:
+            size = _size(part)
+            wanted = min(length, size - offset)
+            if wanted > 0:
+                piece = part[offset : offset + wanted] if isinstance(part, bytes) else part.read(offset, wanted)
+                found.append(piece)
+                length -= wanted
+            offset = max(0, offset - size)
+        return b"".join(found)
 
     def chunks(self, size: int) -> Iterator[bytes]:
-        """The bytes of the answer, at most `size` at a time."""
+        """The bytes of the answer, `size` at a time: the last chunk alone is shorter."""
+        held = bytearray()
+        for piece in self._pieces(size):
+            if not held and len(piece) == size:
+                yield piece
+                continue
+            held += piece  # thousands of small parts are not sent one by one
+            if len(held) >= size:
+                yield bytes(held[:size])
+                del held[:size]
+        if held:
+            yield bytes(held)
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
         for part in self.parts:
             if isinstance(part, bytes):
                 yield from (part[at : at + size] for at in range(0, len(part), size))
@@ -142,11 +172,15 @@ class Signed:
                 file.seek(part.offset)
                 left = part.length
                 while left:
-                    chunk = file.read(min(size, left))
-                    if not chunk:
+                    piece = file.read(min(size, left))
+                    if not piece:
                         raise EOFError(f"the upload is {left} bytes shorter than it was")
-                    left -= len(chunk)
-                    yield chunk
+                    left -= len(piece)
+                    yield piece
+
+
+def _size(part: bytes | FileRange) -> int:
+    return len(part) if isinstance(part, bytes) else part.length
 
 
 class Keys(Protocol):

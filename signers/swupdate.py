@@ -19,11 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import Field, model_validator
 
+from signers.certified import message_by, scheme_of
 from signers.formats import cms, cpio, libconfig
 from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnusable, SigningFailed
-from tokens.provider import PublicKey, SigningKey
-from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15, RsaPss, Scheme
+from tokens.errors import ArtifactRejected, SigningFailed
+from tokens.provider import SigningKey
+from tokens.schemes import Hash, RsaPss
 from tokens.verify import check_suited, ecdsa_der, ecdsa_raw, verify
 
 DESCRIPTION = "sw-description"
@@ -110,7 +111,7 @@ class _Raw:
 
     def __init__(self, key: SigningKey, method: Literal["RSA", "RSA-PSS"]) -> None:
         self._key = key
-        self._scheme = RsaPss(Hash.SHA256, PSS_SALT_BYTES) if method == "RSA-PSS" else _scheme(key.public_key)
+        self._scheme = RsaPss(Hash.SHA256, PSS_SALT_BYTES) if method == "RSA-PSS" else scheme_of(key.public_key)
         check_suited(key.public_key, self._scheme)
 
     async def sign(self, description: bytes) -> bytes:
@@ -129,13 +130,9 @@ class _Cms:
     """Method CMS: detached, with attributes and certificates, as `openssl cms -sign -binary -nosmimecap` writes it."""
 
     def __init__(self, key: SigningKey) -> None:
-        scheme = _scheme(key.public_key)
-        check_suited(key.public_key, scheme)
-        certificates = _certificates(key)
         self._key = key
-        self._message = cms.Message(
-            certificates[0], scheme, cms.Attributes(signing_time=datetime.now(UTC)), embed=certificates
-        )
+        self._message = message_by(key)
+        _warn_about(self._message.certificate)
 
     async def sign(self, description: bytes) -> bytes:
         digest = _sha256(description)
@@ -146,36 +143,21 @@ class _Cms:
         cms.verify(signature, self._message, _sha256(description))
 
 
-def _scheme(public_key: PublicKey) -> Scheme:
-    return Ecdsa(Hash.SHA256) if isinstance(public_key, ec.EllipticCurvePublicKey) else RsaPkcs1v15(Hash.SHA256)
-
-
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _certificates(key: SigningKey) -> tuple[x509.Certificate, ...]:
-    """The key's certificate and its chain. Raises KeyUnusable where it has none, KeyMismatch where it is another's.
+def _warn_about(certificate: x509.Certificate) -> None:
+    """Logs what only some devices refuse, and is signed.
 
-    What only some devices refuse is signed, with a warning in the log: whether a device minds an expired certificate
-    or one for another purpose is settled when its swupdate is built (CONFIG_CMS_IGNORE_EXPIRED_CERTIFICATE,
-    CONFIG_CMS_IGNORE_CERTIFICATE_PURPOSE; crypto/swupdate_cms_verify_openssl.c).
+    Whether a device minds an expired certificate or one for another purpose is settled when its swupdate is built
+    (CONFIG_CMS_IGNORE_EXPIRED_CERTIFICATE, CONFIG_CMS_IGNORE_CERTIFICATE_PURPOSE;
+    crypto/swupdate_cms_verify_openssl.c).
     """
-    if not key.certificates:
-        raise KeyUnusable(
-            "Method CMS needs the key's certificate, and there is none.",
-            "Name it as the grant's `certificate`, or store it as swupdate/cms.cert beside the key.",
-        )
-    certificate = key.certificates[0]
-    if cms.certified_key(certificate) != key.public_key:
-        raise KeyMismatch(
-            "The certificate is for another key.", "Put the key's own certificate first in the grant's `certificate`."
-        )
     if not certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc:
         _log.warning("swupdate: the CMS certificate is not valid now: devices that know the date refuse the update")
     if not _fit_for_updates(certificate):
         _log.warning("swupdate: the CMS certificate is neither for emailProtection nor for codeSigning")
-    return key.certificates
 
 
 def _fit_for_updates(certificate: x509.Certificate) -> bool:
@@ -300,7 +282,7 @@ class _Description:
     def verify(self, signed: Signed, signing: _Raw | _Cms) -> None:
         # a raw signature leaves as the key made and verified it
         if isinstance(signing, _Cms):
-            signing.verify(self.description, _read(signed.parts, 0, signed.size))
+            signing.verify(self.description, signed.read(0, signed.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,12 +350,8 @@ class _Archive:
 
         Raises SigningFailed.
         """
-
-        def read_at(offset: int, length: int) -> bytes:
-            return _read(signed.parts, offset, length)
-
         try:
-            description, signature, *files, _trailer = cpio.members(read_at, signed.size)
+            description, signature, *files, _trailer = cpio.members(signed.read, signed.size)
         except ValueError as error:
             raise _unsound(str(error)) from None
         came = [(each.magic, each.name, each.size, each.checksum) for each in self.members]
@@ -382,7 +360,7 @@ class _Archive:
         if signature.name != SIGNATURE.encode():
             raise _unsound("the signature is not its second member")
         signing.verify(
-            read_at(description.data_offset, description.size), read_at(signature.data_offset, signature.size)
+            signed.read(description.data_offset, description.size), signed.read(signature.data_offset, signature.size)
         )
 
 
@@ -441,24 +419,6 @@ def _no_swu(fault: str) -> ArtifactRejected:
         f"The artifact is not a .swu: {fault}.",
         "Make it with `cpio -o -H crc` (or newc) from plain files, sw-description first.",
     )
-
-
-def _read(parts: tuple[bytes | FileRange, ...], offset: int, length: int) -> bytes:
-    """`length` bytes of the answer from `offset` on, fewer only at its end."""
-    found = b""
-    for part in parts:
-        size = len(part) if isinstance(part, bytes) else part.length
-        wanted = min(length - len(found), size - offset)
-        if wanted > 0:
-            found += _piece(part, offset, wanted)
-        offset = max(0, offset - size)
-    return found
-
-
-def _piece(part: bytes | FileRange, offset: int, length: int) -> bytes:
-    if isinstance(part, bytes):
-        return part[offset : offset + length]
-    return part.file.read(part.offset + offset, length)
 
 
 def _filename(upload: Upload) -> str:

@@ -38,6 +38,17 @@ def test_the_report_has_every_case(tmp_path: Path) -> None:
         ("cst 3.4.1 itself", 1, None),
         ("/sign/generic RSA 16 MiB", 1, 1),
         ("openssl itself 16 MiB", 1, None),
+        ("/sign/modules 50 modules", 1, 1),
+        ("sign-file itself 50 modules", 1, None),
+        ("/sign/modules 50 modules, tar.gz", 1, 1),
+        ("YubiHSM 2 RSA-2048", 8, 1),
+        ("YubiHSM 2 RSA-2048", 4, 1),
+        ("YubiHSM 2 RSA-2048", 1, 1),
+        ("YubiHSM 2 RSA-2048, python-yubihsm itself", 1, None),
+        ("YubiHSM 2 P-256", 8, 1),
+        ("YubiHSM 2 P-256", 4, 1),
+        ("YubiHSM 2 P-256", 1, 1),
+        ("YubiHSM 2 P-256, python-yubihsm itself", 1, None),
     ]
     for row in report:
         assert list(row) == FIELDS
@@ -45,6 +56,9 @@ def test_the_report_has_every_case(tmp_path: Path) -> None:
         assert row["per_second"] > 0
         assert 0 < row["p50_ms"] <= row["p99_ms"]
     assert all(0 < row["token_ratio"] < 2 for row in report[:4])
+    modules = report[12]
+    assert 0 < modules["token_ratio"] < 2
+    assert 0 < modules["tool_ratio"] < 1
     for row in (report[6], report[8], report[10]):  # each before its bare tool
         assert -1000 < row["extra_ms"] < 5000
         assert 0.2 < row["tool_ratio"] < 100

@@ -121,6 +121,10 @@ class Message:
 
         Raises KeyUnsuited where the certificate holds no key of a type that the scheme signs with.
         """
+        return content_info(self.signed_data(data, signature))
+
+    def signed_data(self, data: bytes, signature: bytes) -> bytes:
+        """The SignedData alone, as EFI variables have it; see `assemble`."""
         digest_algorithm = der.sequence(der.oid(_DIGESTS[self.hash]))
         signer_info = der.sequence(
             der.integer(3 if self.by_key_id else 1),
@@ -132,14 +136,13 @@ class Message:
             der.octet_string(self._signature_value(signature)),
         )
         certificates = [_certificate_der(certificate) for certificate in self.embed]
-        signed_data = der.sequence(
+        return der.sequence(
             der.integer(self._version()),
             der.set_of(digest_algorithm),
-            self._content_info(),
+            self._encapsulated(),
             der.implicit(0, der.set_of(*certificates)) if certificates else b"",
             der.set_of(signer_info),
         )
-        return der.sequence(der.oid(ID_SIGNED_DATA), der.explicit(0, signed_data))
 
     def _version(self) -> int:
         # RFC 5652, section 5.1: 3 where the signer is named by key identifier or the content is not id-data
@@ -147,7 +150,7 @@ class Message:
             return 1
         return 3 if self.by_key_id or self.content_type != ID_DATA else 1
 
-    def _content_info(self) -> bytes:
+    def _encapsulated(self) -> bytes:
         if self.content is None:
             return der.sequence(der.oid(self.content_type))
         content = self.content if self.pkcs7 else der.octet_string(self.content)
@@ -179,6 +182,11 @@ class Message:
         return ecdsa_der(signature, public_key)
 
 
+def content_info(signed_data: bytes) -> bytes:
+    """DER ContentInfo (RFC 5652, section 3) around SignedData."""
+    return der.sequence(der.oid(ID_SIGNED_DATA), der.explicit(0, signed_data))
+
+
 def certified_key(certificate: x509.Certificate) -> PublicKey:
     """The public key in a certificate. Raises KeyUnsuited where it is of a type that hsmsign does not sign with."""
     public_key = certificate.public_key()
@@ -203,10 +211,15 @@ def signature_algorithm(scheme: Scheme) -> bytes:
             return der.sequence(der.oid(_ED25519))  # RFC 8419, section 2.1
 
 
+def digest_algorithm(hash_: Hash) -> bytes:
+    """The AlgorithmIdentifier of a hash with NULL parameters: in CMS itself it stands without (RFC 5754, section 2)."""
+    return der.sequence(der.oid(_DIGESTS[hash_]), der.NULL)
+
+
 def _pss_parameters(scheme: RsaPss) -> bytes:
-    # RSASSA-PSS-params (RFC 4055, section 3.1): digests with NULL parameters (section 2.1), unlike elsewhere in CMS;
-    # a field with its default value (salt 20) is left out
-    digest = der.sequence(der.oid(_DIGESTS[scheme.hash]), der.NULL)
+    # RSASSA-PSS-params (RFC 4055, section 3.1): digests with NULL parameters (section 2.1); a field with its default
+    # value (salt 20) is left out
+    digest = digest_algorithm(scheme.hash)
     return der.sequence(
         der.explicit(0, digest),
         der.explicit(1, der.sequence(der.oid(_MGF1), digest)),
