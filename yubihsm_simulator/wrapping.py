@@ -133,8 +133,12 @@ def deserialize(plaintext: bytes, wrap_algorithm: Algorithm) -> StoredObject:
         raise DeviceError(ErrorCode.WRONG_LENGTH)
     if stored.type in keys.WITH_DELEGATED:
         stored.delegated = fields.u64() & ALL_CAPABILITIES
-    stored.value = _external(stored.type, stored.algorithm, fields)
-    fields.end()
+    internal = fields.rest()
+    stored.value = _external(stored.type, stored.algorithm, Fields(internal))
+    keys.check(stored.type, stored.algorithm, stored.value)
+    with_seed = stored.algorithm is Algorithm.EC_ED25519 and len(stored.value) == SEED_BYTES
+    if _internal(stored, with_seed) != internal:  # public or derived numbers are another key's
+        raise DeviceError(ErrorCode.INVALID_DATA)
     return stored
 
 
@@ -161,28 +165,27 @@ def _internal(stored: StoredObject, with_seed: bool) -> bytes:
 
 
 def _external(object_type: ObjectType, algorithm: Algorithm, fields: Fields) -> bytes:
-    """The value from the device's own form."""
+    """The value from the device's own form; what follows from it is not looked at."""
     if algorithm in keys.RSA_BITS and object_type is not ObjectType.PUBLIC_WRAP_KEY:
         n = keys.RSA_BITS[algorithm] // 8
         value = fields.take(n)
-        fields.take(3 * n // 2 + n)  # what follows from p and q
+        fields.take(3 * n // 2 + n)
+        fields.end()
         return value
     if algorithm in keys.CURVES:
         length = keys.scalar_bytes(keys.CURVES[algorithm])
         value = fields.take(length)
         fields.take(2 * length)
+        fields.end()
         return value
     if algorithm is Algorithm.EC_ED25519:
-        expanded, seed = fields.take(EXPANDED_BYTES), fields.rest()
-        if seed and (len(seed) != SEED_BYTES or Ed25519Key(seed).expanded != expanded):
-            raise DeviceError(ErrorCode.INVALID_DATA)
-        return seed or expanded
+        expanded = fields.take(EXPANDED_BYTES)
+        return fields.rest() or expanded
     if algorithm in keys.HMAC_BLOCK_BYTES:
         length = keys.HMAC_BLOCK_BYTES[algorithm]
-        inner, outer = fields.take(length), fields.take(length)
-        block = bytes(byte ^ 0x36 for byte in inner)
-        if outer != bytes(byte ^ 0x5C for byte in block):
-            raise DeviceError(ErrorCode.INVALID_DATA)
+        block = bytes(byte ^ 0x36 for byte in fields.take(length))
+        fields.take(length)
+        fields.end()
         return block
     return fields.rest()
 

@@ -30,6 +30,7 @@ from tests.yubihsm_simulator.conftest import PASSWORD, connect
 from yubihsm_simulator import Device
 from yubihsm_simulator.backend import DirectBackend
 from yubihsm_simulator.commands.table import TABLE
+from yubihsm_simulator.keys import ALGORITHMS
 from yubihsm_simulator.log import ENTRY_BYTES
 from yubihsm_simulator.wrapping import serialize
 
@@ -193,7 +194,8 @@ def kinds() -> st.SearchStrategy[bytes]:
     value = st.one_of(
         lengths.flatmap(lambda length: st.binary(min_size=length, max_size=length)), st.binary(max_size=9)
     )
-    numbers = st.tuples(st.integers(0, 10), st.integers(0, 60))
+    known = st.sampled_from([(type_, int(algorithm)) for type_ in ALGORITHMS for algorithm in ALGORITHMS[type_]])
+    numbers = st.one_of(known, st.tuples(st.integers(0, 10), st.integers(0, 60)))
     return st.tuples(numbers, value).map(
         lambda drawn: (
             struct.pack(">BQHHHBBBB40s", ALGORITHM.AES128_CCM_WRAP, 0, 9, len(drawn[1]), 1, *drawn[0], 0, 2, b"label")
@@ -208,9 +210,8 @@ def test_wrapped_objects_of_any_kind(stocked: Device, plaintext: bytes) -> None:
     """What is taken must come out again as it went in."""
     wrapper = stocked.objects.get(1, 4)
     assert wrapper is not None
-    with connect(stocked).create_session_derived(1, PASSWORD) as session:
-        with contextlib.suppress(YubiHsmDeviceError):
-            WrapKey(session, 1).import_wrapped(seal(wrapper.value, plaintext))
-            stored = next(stored for stored in stocked.objects if stored.id == 9)
-            assert serialize(stored, wrapper.algorithm, with_seed=False)[59:] == plaintext[59:]
-            stocked.objects.delete(stored)
+    with connect(stocked).create_session_derived(1, PASSWORD) as session, contextlib.suppress(YubiHsmDeviceError):
+        WrapKey(session, 1).import_wrapped(seal(wrapper.value, plaintext))
+        stored = next(stored for stored in stocked.objects if stored.id == 9)
+        stocked.objects.delete(stored)
+        assert serialize(stored, wrapper.algorithm, with_seed=False)[59:] == plaintext[59:]

@@ -147,6 +147,7 @@ def unwrap_key_rsa(call: Call, fields: Fields) -> bytes:
     )
     wrap_key = call.find(wrap_id, ObjectType.WRAP_KEY, Capability.IMPORT_WRAPPED)
     new.value = wrapping.key_from_pkcs8(object_type, new.algorithm, _unwrap_rsa(call, wrap_key, fields))
+    keys.check(new.type, new.algorithm, new.value)
     return _store(call, wrap_key, new)
 
 
@@ -207,7 +208,6 @@ def _import(call: Call, wrap_key: StoredObject, plaintext: bytes) -> bytes:
 
 
 def _store(call: Call, wrap_key: StoredObject, new: StoredObject) -> bytes:
-    keys.check(new.type, new.algorithm, new.value)
     call.device.options.require(new.algorithm)
     _check_delegated(wrap_key, new)
     used = call.target
