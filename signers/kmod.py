@@ -77,8 +77,8 @@ class Kmod:
 
             async def sign(modules: Sequence[_Module]) -> Sequence[_SignedModule]:
                 prepared = await job.run(_each, signing.prepare, modules)
-                signatures = await asyncio.gather(*(signing.sign(each) for each in prepared))
-                return await job.run(_each, signing.finish, list(zip(prepared, signatures, strict=True)))
+                appended = await asyncio.gather(*(signing.sign(each) for each in prepared))
+                return await job.run(_each, signing.finish, list(zip(prepared, appended, strict=True)))
 
             modules = await _in_batches(sign, artifact.modules)
         signed = await job.run(artifact.signed, modules)
@@ -144,50 +144,27 @@ class _Signing:
                 f"{archives.shown(module_.name)} cannot be signed: {error}.",
                 "Send modules as the kernel's build makes them, each named after what it is: .ko, .ko.xz and so on.",
             ) from None
-        digest, _ = self._digest(Signed((content,), "").chunks(archives.CHUNK_BYTES), size)
-        return _Prepared(module_, content, digest)
+        digest = hashlib.new(self._hash.hashlib_name)
+        for chunk in Signed((content,), "").chunks(archives.CHUNK_BYTES):
+            digest.update(chunk)
+        return _Prepared(module_, content, digest.digest())
 
     async def sign(self, prepared: _Prepared) -> bytes:
-        """The CMS message, verified. Raises what `SigningKey.sign` raises."""
+        """What is put behind the module: read again and verified. Raises what `SigningKey.sign` raises."""
         signature = await self._key.sign(self._message.scheme, self._message.to_sign(prepared.digest))
-        message = self._message.assemble(prepared.digest, signature)
+        appended = module.appended(self._message.assemble(prepared.digest, signature))
         # here and not in a thread: that would keep Python's lock from the event loop, and so the token from its work
-        cms.verify(message, self._message, prepared.digest)
-        return message
+        cms.verify(module.message(appended), self._message, prepared.digest)
+        return appended
 
     def finish(self, each: tuple[_Prepared, bytes]) -> _SignedModule:
-        """Puts a message behind its module. Raises SigningFailed where it does not read that again."""
-        prepared, message = each
-        parts: tuple[Part, ...] = (prepared.content, module.appended(message))
-        compression = prepared.module.compression
-        if compression is not None:
-            packed = self._scratch.pack(Signed(parts, ""), compression)
+        """Puts a signature behind its module, and compresses it as it came. Raises SigningFailed."""
+        prepared, appended = each
+        signed = Signed((prepared.content, appended), "")
+        if prepared.module.compression is not None:
+            signed = _packed(signed, prepared.module.compression, self._scratch)
             self._scratch.remove(prepared.content.file)
-            parts = (FileRange(packed, 0, packed.size),)
-        self._check(prepared, parts, message)
-        return _SignedModule(prepared.module.name, parts)
-
-    def _check(self, prepared: _Prepared, parts: tuple[Part, ...], message: bytes) -> None:
-        """The finished module is the bytes whose digest was signed, and behind them the message that was verified."""
-        chunks = Signed(parts, "").chunks(archives.CHUNK_BYTES)
-        try:
-            if prepared.module.compression is not None:
-                chunks = archives.unpacked(chunks, prepared.module.compression)
-            digest, rest = self._digest(chunks, prepared.content.length)
-            if digest != prepared.digest or module.message(rest) != message:
-                raise _unsound("a module has other bytes than it came with, or another signature than was made")
-        except (ArtifactRejected, module.ModuleError) as error:
-            raise _unsound(f"{error}") from None
-
-    def _digest(self, chunks: Iterable[bytes], size: int) -> tuple[bytes, bytes]:
-        """The digest of the first `size` bytes, and what follows them."""
-        digest = hashlib.new(self._hash.hashlib_name)
-        rest = b""
-        for chunk in chunks:
-            digest.update(chunk[:size])
-            rest += chunk[size:]
-            size -= min(size, len(chunk))
-        return digest.digest(), rest
+        return _SignedModule(prepared.module.name, signed.parts)
 
 
 def _scheme(key: SigningKey, hash_: Hash) -> RsaPkcs1v15 | Ecdsa:
@@ -212,7 +189,8 @@ class _Tree:
     def signed(self, modules: Sequence[_SignedModule]) -> Signed:
         """The archive with signed modules in place of those that came.
 
-        It is parsed anew: its members are those that came, and the modules those that were verified.
+        It is parsed anew: its members are those that came, and the modules the very bytes that were hashed with the
+        signatures that were verified.
 
         Raises SigningFailed.
         """
@@ -285,7 +263,7 @@ def _suffix(name: bytes) -> bytes:
 
 
 def _packed(signed: Signed, compression: Compression, scratch: Scratch) -> Signed:
-    """The answer, compressed as the upload was. Raises SigningFailed where it does not unpack to the same."""
+    """A signed artifact, compressed. Raises SigningFailed where it does not unpack to the same."""
     upload = scratch.pack(signed, compression)
     if not archives.holds(upload, compression, signed):
         raise _unsound("it does not unpack to what was packed")

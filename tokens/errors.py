@@ -6,6 +6,11 @@ a PIN, a key byte or a path that only the server knows.
 
     Error
     +-- ArtifactRejected        the artifact cannot be signed as it is
+    +-- StoreProblem            of an artifact that stays where it is, and is named by its URI
+    |   +-- LocationNotAllowed  the settings do not open this place to clients
+    |   +-- ArtifactNotFound    nothing is there that could be an artifact
+    |   +-- ArtifactChanged     it became another one while it was signed
+    |   +-- StoreFailed         it could not be read or replaced
     +-- KeyProblem
     |   +-- KeyNotGranted       no grant gives this key to this signer and machine
     |   +-- KeyNotFound         the provider holds no such object
@@ -29,6 +34,8 @@ a PIN, a key byte or a path that only the server knows.
 """
 
 __all__ = [
+    "ArtifactChanged",
+    "ArtifactNotFound",
     "ArtifactRejected",
     "Error",
     "KeyAmbiguous",
@@ -39,6 +46,7 @@ __all__ = [
     "KeyProblem",
     "KeyUnsuited",
     "KeyUnusable",
+    "LocationNotAllowed",
     "LogFull",
     "PinRefused",
     "ProviderBusy",
@@ -47,6 +55,8 @@ __all__ = [
     "ProviderTimeout",
     "ProviderUnavailable",
     "SigningFailed",
+    "StoreFailed",
+    "StoreProblem",
     "ToolFailed",
     "ToolProblem",
     "ToolTimeout",
@@ -70,6 +80,26 @@ class Error(Exception):
 
 class ArtifactRejected(Error):
     """The artifact cannot be signed as it is; the message says why."""
+
+
+class StoreProblem(Error):
+    """Something is wrong with the place that an artifact's URI names."""
+
+
+class LocationNotAllowed(StoreProblem):
+    """The settings do not say that clients may have artifacts signed there."""
+
+
+class ArtifactNotFound(StoreProblem):
+    """There is no such file or object, or it is none that could be an artifact."""
+
+
+class ArtifactChanged(StoreProblem):
+    """The artifact became another one while it was signed, and was not replaced."""
+
+
+class StoreFailed(StoreProblem):
+    """The artifact could not be read, or not be replaced."""
 
 
 class KeyProblem(Error):

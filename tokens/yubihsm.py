@@ -10,7 +10,8 @@ This side of it never talks to the device: `tokens.drivers.yubihsm` does, in a w
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from tokens.certificates import load_certificates
 from tokens.errors import KeyMismatch, KeyUnusable, LogFull
 from tokens.frames import Header
 from tokens.provider import Attestation, KeyReference, PublicKey
-from tokens.resident import Found, ResidentProvider, ResidentSettings, Seconds
+from tokens.resident import Found, ResidentKey, ResidentProvider, ResidentSettings, Seconds
 from tokens.schemes import Scheme
 from tokens.secret import SecretSource
 from tokens.supervisor import Answer, Listener, Outcome, Supervisor
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 SESSION_TIMEOUT_S = 30
 """The device ends a session that was silent for so long."""
+
+JOB_SIGNATURES = 4
+"""How many signatures of a job the device's log has room for when the job opens a key: `cst` makes one for each key."""
 
 ObjectId = Annotated[int, Field(ge=1, le=0xFFFE)]
 
@@ -202,6 +206,14 @@ class YubihsmProvider(ResidentProvider):
         await self._with_room(super().check)
         if self._auditor is not None:
             await self._auditor.check()
+
+    @asynccontextmanager
+    async def open(self, reference: KeyReference) -> AsyncIterator[ResidentKey]:
+        """See `ResidentProvider.open`; the device's log has room for a tool's signatures before the tool runs."""
+        if self._auditor is not None:
+            await self._auditor.ready(JOB_SIGNATURES)
+        async with super().open(reference) as key:
+            yield key
 
     async def call(self, header: Header, body: bytes = b"") -> Answer:
         """See `ResidentProvider.call`."""

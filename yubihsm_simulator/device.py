@@ -286,11 +286,11 @@ class Device:
             if error.code == ErrorCode.SESSION_FAILED or (wrong_mac and self.faults.drop_session_on_bad_mac):
                 self.close_session(session)
             raise
-        session.used_at = self._now()
         try:
             answer = self._inner(session, *frames.split(inner))
         except DeviceError as error:
             answer = frames.error(error.code)
+        session.used_at = self._now()  # not before: a key takes longer to generate than a session may be idle
         return session.encrypt(answer)
 
     def _inner(self, session: Session, command: int, data: bytes) -> bytes:

@@ -16,14 +16,14 @@ class Faults:
 
     Attributes:
         unplugged: the connector answers NO_DEVICE and status 500; the device starts anew when it is plugged in.
-        session_limit: sessions that can be open at once.
+        session_limit: sessions that can be open at once, at most 256.
         drop_session_on_bad_mac: a message with a wrong MAC ends the session (if hardware does so is not known).
         next_errors: (command, error code): the next execution of that command answers that error.
         delays_s: extra seconds for a command.
         drop_before: so many requests: the connection is closed, the device sees nothing of them.
         drop_after: so many requests: the device executes them, then the connection is closed without an answer.
         half_answers: so many requests: half of the answer, then the connection is closed.
-        log_entries: how many the audit log holds.
+        log_entries: how many the audit log holds, at most 255.
         power_cycled: called after the device was plugged in again.
     """
 

@@ -5,6 +5,7 @@ specification. Parsing is not done here: certificates are read by `cryptography`
 """
 
 from datetime import UTC, datetime
+from functools import cache
 
 NULL = b"\x05\x00"
 
@@ -31,6 +32,7 @@ def set_of(*members: bytes) -> bytes:
     return encode(0x31, b"".join(sorted(members)))
 
 
+@cache  # those of the standards: a few dozen
 def oid(dotted: str) -> bytes:
     """OBJECT IDENTIFIER (X.690, section 8.19), from `1.2.840.113549.1.7.2`."""
     first, second, *rest = (int(arc) for arc in dotted.split("."))

@@ -8,9 +8,11 @@ import httpx
 import pytest
 
 from hsmsign.problems import KINDS, NotNow, RequestError
-from tokens.errors import Error, KeyProblem, ProviderProblem, ToolProblem
+from tokens.errors import Error, KeyProblem, ProviderProblem, StoreProblem, ToolProblem
 
 TABLE = {
+    "ArtifactChanged": (409, "artifact-changed"),
+    "ArtifactNotFound": (404, "artifact-not-found"),
     "ArtifactRejected": (422, "artifact-rejected"),
     "CrossSite": (403, "cross-site"),
     "Error": (500, "internal-error"),
@@ -24,6 +26,7 @@ TABLE = {
     "KeyNotGranted": (403, "key-not-granted"),
     "KeyUnsuited": (422, "key-unsuited"),
     "KeyUnusable": (500, "key-unusable"),
+    "LocationNotAllowed": (403, "location-not-allowed"),
     "LogFull": (503, "log-full"),
     "PinRefused": (503, "pin-refused"),
     "ProviderBusy": (503, "provider-busy"),
@@ -33,6 +36,7 @@ TABLE = {
     "SigningFailed": (500, "signing-failed"),
     "SpoolFull": (503, "spool-full"),
     "Stopping": (503, "stopping"),
+    "StoreFailed": (502, "store-failed"),
     "ToolFailed": (500, "tool-failed"),
     "ToolTimeout": (504, "tool-timeout"),
     "ToolUnavailable": (501, "tool-unavailable"),
@@ -57,7 +61,7 @@ def test_each_error_has_its_status_and_type(service: Any, name: str) -> None:
 
 
 def test_no_error_is_forgotten() -> None:
-    groups = {Error, KeyProblem, ProviderProblem, ToolProblem, RequestError, NotNow}
+    groups = {Error, KeyProblem, ProviderProblem, StoreProblem, ToolProblem, RequestError, NotNow}
 
     def below(kind: type[Error]) -> set[type[Error]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))

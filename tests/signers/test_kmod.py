@@ -1,24 +1,31 @@
 """Kernel modules: real ones of Debian's, held against the kernel's own sign-file, OpenSSL and modinfo."""
 
 import asyncio
+import contextlib
 import gzip
 import io
+import lzma
+import os
 import subprocess
 import tarfile
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from signers import archives, kmod
 from signers.archives import ArchiveLimits
-from signers.formats import cms, module
+from signers.formats import cms
 from signers.kmod import Kmod, KmodForm
 from signers.signer import Job, Upload
 from tests.conftest import ROOT
 from tokens.errors import ArtifactRejected, Error, KeyUnsuited, KeyUnusable, ProviderBusy, SigningFailed
+from tokens.schemes import Hash
 
 MODULES = ROOT / ".cache/modules/lib/modules"
 SIGN_FILE = "/usr/lib/linux-kbuild-6.1/scripts/sign-file"
@@ -113,6 +120,9 @@ def tree(files: dict[str, bytes], **options: Any) -> bytes:
             info.size, info.mtime, info.mode, info.uid, info.uname = len(content), 1_700_000_000, 0o640, 7, "me"
             archive.addfile(info, io.BytesIO(content))
     return output.getvalue()
+
+
+SMALL_TREE = tree({"./lib/a.ko": ELF, "./lib/b.ko.xz": lzma.compress(ELF), "./lib/c.ko": ELF + bytes(12) + MARKER})
 
 
 def files(archive: bytes) -> dict[str, bytes]:
@@ -290,6 +300,41 @@ class TestTrees:
             sign(pairs["rsa2048"], tree(came), "a.tar", ArchiveLimits(members_max=1))
 
 
+class TestLargeAndHostile:
+    @pytest.mark.parametrize("compress", [False, True])
+    async def test_memory_does_not_grow_with_the_archive(self, pairs, tmp_path, compress):
+        path = tmp_path / "tree.tar"
+        path.write_bytes(tree({"./firmware.bin": os.urandom(24 << 20), "./a.ko": ELF, "./b.ko.gz": gzip.compress(ELF)}))
+        if compress:
+            subprocess.run(["gzip", "-1", path], check=True)
+            path = tmp_path / "tree.tar.gz"
+        (tmp_path / "job").mkdir()
+        form = KmodForm(machine="board", artifact=Upload(path, path.name, path.stat().st_size))
+        tracemalloc.start()
+        signed = await Kmod().sign(form, job(tmp_path / "job", pairs["p256"].key))
+        size = sum(map(len, signed.chunks(1 << 20)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert size == signed.size > 24 << 20
+        assert peak < 12 << 20
+
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_damage_ends_in_modules_or_the_own_error(self, pairs, data, tmp_path):
+        content = data.draw(st.sampled_from([SMALL_TREE, gzip.compress(SMALL_TREE), ELF, gzip.compress(ELF)]))
+        damaged = bytearray(content)
+        for _ in range(data.draw(st.integers(0, 3))):
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        del damaged[data.draw(st.integers(1, len(damaged))) :]
+        directory = Path(tempfile.mkdtemp(dir=tmp_path))
+        scratch = archives.Scratch(directory, ArchiveLimits())
+        signing = kmod._Signing(pairs["rsa2048"].key, Hash.SHA256, scratch)
+        with contextlib.suppress(ArtifactRejected):
+            artifact, _ = kmod._read(Upload(bytes(damaged), "a", len(damaged)), scratch)
+            for each in artifact.modules:
+                signing.prepare(each)
+
+
 class FailingKey:
     """A key whose every signature after the first few fails."""
 
@@ -347,17 +392,25 @@ class TestBeforeRelease:
         other.certificates = pairs["rsa3072"].certificates
         assert type(await self.refusal(tmp_path, other)) is SigningFailed
 
+    async def test_a_message_with_another_signature_is_not_released(self, pairs, tmp_path, monkeypatch):
+        real = cms.Message.assemble
+        monkeypatch.setattr(cms.Message, "assemble", lambda self, data, signature: real(self, data, signature[::-1]))
+        assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SigningFailed
+
     @pytest.mark.parametrize(
-        ("target", "name", "broken"),
+        "change",
         [
-            (module, "appended", lambda message: message + MARKER),
-            (archives.Archive, "replaced", lambda real: lambda self, parts, name: real(self, {}, name)),
-            (cms.Message, "assemble", lambda real: lambda self, data, signature: real(self, data, signature[::-1])),
+            lambda parts: {},
+            lambda parts: {name: (whole, signature + b"!") for name, (whole, signature) in parts.items()},
+            lambda parts: dict(zip(parts, list(parts.values())[::-1], strict=True)),
         ],
-        ids=["no message", "modules left as they were", "another signature"],
+        ids=["as they came", "with more behind them", "in other places"],
     )
-    async def test_what_does_not_read_again_is_not_released(self, pairs, tmp_path, monkeypatch, target, name, broken):
-        monkeypatch.setattr(target, name, broken(getattr(target, name)) if target is not module else broken)
+    async def test_modules_that_are_not_what_was_verified_are_not_released(self, pairs, tmp_path, monkeypatch, change):
+        real = archives.Archive.replaced
+        monkeypatch.setattr(
+            archives.Archive, "replaced", lambda self, parts, filename: real(self, change(parts), filename)
+        )
         assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SigningFailed
 
     async def test_what_does_not_unpack_again_is_not_released(self, pairs, tmp_path, monkeypatch):
@@ -365,7 +418,8 @@ class TestBeforeRelease:
             return [gzip.compress(b"something else")]
 
         monkeypatch.setattr(archives, "packed", other)
-        archive = gzip.compress(self.ARCHIVE)
-        form = KmodForm(machine="board", artifact=Upload(archive, "a.tgz", len(archive)))
-        with pytest.raises(SigningFailed, match="does not unpack"):
-            await Kmod().sign(form, job(tmp_path, pairs["rsa2048"].key))
+        for number, archive in enumerate((gzip.compress(self.ARCHIVE), tree({"./a.ko.gz": gzip.compress(ELF)}))):
+            (tmp_path / f"{number}").mkdir()
+            form = KmodForm(machine="board", artifact=Upload(archive, "a.tgz", len(archive)))
+            with pytest.raises(SigningFailed, match="does not unpack"):
+                await Kmod().sign(form, job(tmp_path / f"{number}", pairs["rsa2048"].key))

@@ -88,6 +88,19 @@ def test_delays(hsm: YubiHsm) -> None:
     assert device.busy_s == 20.0
 
 
+def test_a_session_is_not_idle_while_a_command_runs() -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    device = Device(clock=lambda: now[0], sleep=sleep)
+    device.faults.delays_s[COMMAND.ECHO] = 60.0
+    session = connect(device).create_session_derived(1, PASSWORD)
+    for _ in range(2):
+        assert session.send_secure_cmd(COMMAND.ECHO, b"x") == b"x"
+
+
 def test_commands_are_counted(device: Device, hsm: YubiHsm, session: AuthSession) -> None:
     device.commands.clear()
     session.send_secure_cmd(COMMAND.ECHO, b"x")

@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from yubihsm.defs import ALGORITHM, CAPABILITY, COMMAND, LIST_FILTER, OBJECT
-from yubihsm.objects import LABEL_LENGTH, ObjectInfo
+from yubihsm.objects import LABEL_LENGTH
 
 from tokens.drivers.driver import DriverError, ObjectReference
 from tokens.drivers.yubihsm_device import Device, DeviceSettings
@@ -95,10 +95,20 @@ class YubihsmDriver:
         except DriverError:
             self._compared.pop(public["id"], None)  # it may have been deleted or re-created
             raise
-        if isinstance(scheme, Ecdsa):
-            size = _ORDER_BYTES[public["algorithm"]]
-            return b"".join(number.to_bytes(size, "big") for number in decode_dss_signature(signature))
-        return signature
+        return self._raw(public, signature) if isinstance(scheme, Ecdsa) else signature
+
+    def _raw(self, public: Any, der: bytes) -> bytes:
+        """r || s, each as long as the curve's order, of Ecdsa-Sig-Value (RFC 3279, section 2.2.3)."""
+        size = _ORDER_BYTES[public["algorithm"]]
+        try:
+            return b"".join(number.to_bytes(size, "big") for number in decode_dss_signature(der))
+        except (ValueError, OverflowError):
+            raise DriverError(  # another key may have its ID by now: a new session compares it
+                "SigningFailed",
+                f"The signature is none of the key 0x{public['id']:04x}.",
+                "Find out whether the key has changed.",
+                Action.REOPEN,
+            ) from None
 
     def attest(self, public: Any) -> Header:
         """Has the device's own attestation key certify the key, and reads that key's certificate."""
@@ -125,15 +135,16 @@ class YubihsmDriver:
     def _read(self, key_id: int) -> Header:
         """What tells a key from any other: `id`, `sequence`, `algorithm` and the public key (hex)."""
         answer = self._device.send(COMMAND.GET_OBJECT_INFO, struct.pack(">HB", key_id, OBJECT.ASYMMETRIC_KEY))
-        info = ObjectInfo.parse(answer)
-        if not info.capabilities & _SIGNS:
+        # capabilities u64, id, size, domains u16, type, algorithm, sequence u8, ...
+        capabilities, _, _, _, _, _, sequence = struct.unpack_from(">QHHHBBB", answer)
+        if not capabilities & _SIGNS:
             raise DriverError(
                 "KeyUnusable",
                 f"The key 0x{key_id:04x} has none of the capabilities by which a key signs.",
                 "Grant a key that has sign-pkcs, sign-pss, sign-ecdsa or sign-eddsa.",
             )
         algorithm, *public_key = self._device.send(COMMAND.GET_PUBLIC_KEY, struct.pack(">H", key_id))
-        return {"id": key_id, "sequence": info.sequence, "algorithm": algorithm, "key": bytes(public_key).hex()}
+        return {"id": key_id, "sequence": sequence, "algorithm": algorithm, "key": bytes(public_key).hex()}
 
     def _find_id(self, reference: ObjectReference) -> int:
         filters = struct.pack(">BB", LIST_FILTER.TYPE, OBJECT.ASYMMETRIC_KEY)

@@ -6,8 +6,6 @@ import hmac
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pkcs11
@@ -208,12 +206,10 @@ def threads() -> None:
     assert not failures, failures
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Waits until the test has done something to the device."""
+def wait() -> None:
+    """Until the test has done something to the device."""
     print("ready", flush=True)
     sys.stdin.readline()
-    yield
 
 
 def interruptions() -> None:
@@ -226,19 +222,18 @@ def interruptions() -> None:
             public.verify(signature, DATA, padding.PKCS1v15(), SHA256)
 
         sign()
-        with told():
+        for _ in ("idle", "rebooted"):
+            wait()
             sign()
-        with told():
+        wait()
+        try:
             sign()
-        with told():
-            try:
-                sign()
-            except pkcs11.DeviceRemoved:
-                pass
-            else:
-                raise AssertionError("signed without a device")
-        with told():
-            sign()
+        except pkcs11.DeviceRemoved:
+            pass
+        else:
+            raise AssertionError("signed without a device")
+        wait()
+        sign()
 
 
 def errors() -> None:

@@ -23,6 +23,7 @@ from tests.yubihsm_simulator.clients.conftest import (
     certificate,
     private_key,
     private_pem,
+    put_key,
 )
 
 CURVES = {
@@ -160,6 +161,11 @@ def test_objects_under_ids_and_labels_of_any_length(hsm: Hsm, tool: Tool) -> Non
     assert "0102030405" in listed
     tool("--delete-object", "--type", "privkey", "--id", "0102030405")
     assert label not in tool("--list-objects")
+
+
+def test_its_own_tests(hsm: Hsm, tool: Tool) -> None:
+    put_key(hsm, 5, "signer", private_key("rsa2048"))
+    assert tool("--test").endswith("No errors\n")
 
 
 def test_random(tool: Tool) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,14 @@ def waiting(hsm: Hsm) -> Iterator["subprocess.Popen[str]"]:
         command("interruptions"), cwd=hsm.directory, env=hsm.env, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as client:  # fmt: skip
+        watchdog = threading.Timer(60, client.kill)
+        watchdog.start()
         try:
             yield client
-            client.communicate(timeout=60)
+            client.wait()
         finally:
+            watchdog.cancel()
+            watchdog.join()
             client.kill()
 
 

@@ -340,11 +340,9 @@ delete 0 4 hmac-key
     assert "42" * 8 in output
     assert re.search(r"Option value is: 0100.*6a006b016c00", output)
     assert re.search(r"item:\s+3 -- cmd: 0x6b -- length:\s+1 -- session key: 0x0001 .* result: 0xeb", output)
-    encrypted = base64.b64decode(
-        next(line for line in output.splitlines() if re.fullmatch(r"[A-Za-z0-9+/]{44,}=*", line))
-    )
-    plain = AESCCM(bytes(range(32))).decrypt(encrypted[:13], encrypted[13:], None)
-    assert plain[1:] == b"content"
+    (line,) = re.findall(r"^[A-Za-z0-9+/=]{52}$", output, re.MULTILINE)  # 13 + 1 + 7 + 16 bytes
+    sealed = base64.b64decode(line)
+    assert AESCCM(bytes(range(32))).decrypt(sealed[:13], sealed[13:], None)[1:] == b"content"
     assert base64.b64decode(hsm.read("back")) == template
 
 
