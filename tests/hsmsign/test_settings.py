@@ -10,9 +10,11 @@ from pydantic import BaseModel
 
 from hsmsign.settings import Grant, LimitSettings, LogSettings, ServerSettings, Settings, SettingsError, load
 from signers.registry import SIGNERS
+from tokens.audit import AuditSettings
 from tokens.file import FileSettings
 from tokens.pkcs11 import Pkcs11Settings
 from tokens.s3 import S3Settings
+from tokens.yubihsm import YubihsmSettings
 
 REFERENCE = Path(__file__).parent.parent.parent / "docs/hsmsign.toml"
 
@@ -316,6 +318,8 @@ class TestReference:
             (Pkcs11Settings, ("providers", "token")),
             (FileSettings, ("providers", "files")),
             (S3Settings, ("providers", "bucket")),
+            (YubihsmSettings, ("providers", "yubihsm")),
+            (AuditSettings, ("providers", "yubihsm", "audit")),
         ],
     )
     def test_it_mentions_every_key(self, model: type[BaseModel], where: tuple[str, ...]) -> None:
