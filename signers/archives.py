@@ -17,9 +17,10 @@ import sys
 import threading
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -315,22 +316,34 @@ class Archive:
         """Where a member's content is."""
         return FileRange(self.upload, member.data_offset, member.size)
 
-    def replaced(self, contents: Mapping[bytes, tuple[Part, ...]], filename: str) -> Signed:
-        """The archive with other contents for the members of these names.
+    def replaced(
+        self,
+        contents: Mapping[bytes, tuple[Part, ...]],
+        filename: str,
+        *,
+        names: Mapping[bytes, bytes] = MappingProxyType({}),
+        without: Container[bytes] = (),
+    ) -> Signed:
+        """The archive with other contents for the members of these names, of which some get other `names`.
 
-        All else (order, names, owners, modes, times, extended attributes) stays as it is, byte for byte.
+        All else (order, names, owners, modes, times, extended attributes) stays as it is, byte for byte; what is to be
+        `without` is left out.
         """
         parts: list[Part] = []
         kept = 0
         for member in self.members:
-            if (content := contents.get(member.name)) is None:
+            content = contents.get(member.name)
+            if content is None and member.name not in without:
                 continue
-            size = sum(map(_size, content))
             if member.offset > kept:
                 parts.append(FileRange(self.upload, kept, member.offset - kept))
-            headers = self.upload.read(member.offset, member.data_offset - member.offset)
-            parts += (tar.resized(headers, size), *content, bytes(tar.padding(size)))
             kept = member.end
+            if content is not None:
+                size = sum(map(_size, content))
+                headers = self.upload.read(member.offset, member.data_offset - member.offset)
+                name = names.get(member.name)
+                headers = tar.resized(headers, size) if name is None else tar.renamed(headers, name, size)
+                parts += (headers, *content, bytes(tar.padding(size)))
         end = self.members[-1].end if self.members else 0
         parts.append(FileRange(self.upload, kept, end - kept))
         parts.append(tar.trailer(sum(map(_size, parts))))

@@ -1,4 +1,4 @@
-"""Keys in an S3 bucket: fetched when a job opens them, gone after it, never on disk.
+"""S3: keys in a bucket, fetched when a job opens them, gone after it, never on disk; and artifacts that stay there.
 
     [providers.keys]
     kind = "s3"
@@ -15,19 +15,27 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeVar
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokens.errors import (
+    ArtifactChanged,
+    ArtifactNotFound,
+    ArtifactRejected,
     Error,
     KeyNotFound,
     ProviderProblem,
     ProviderRefused,
     ProviderTimeout,
     ProviderUnavailable,
+    StoreFailed,
+    StoreProblem,
 )
 from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key, read_file
 from tokens.provider import KeyReference
@@ -48,32 +56,37 @@ _PROBE = ".hsmsign-check"
 """The object that `check` asks for. It need not exist."""
 
 
-class S3Settings(BaseModel):
-    """`[providers.NAME]` with `kind = "s3"`."""
+class BucketSettings(BaseModel):
+    """A bucket, and how it is reached."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["s3"]
     bucket: Annotated[str, Field(min_length=1)]
     """The bucket's name."""
     prefix: str = ""
-    """The "directory" of the bucket that objects and certificates are below."""
+    """The "directory" of the bucket that all objects are below."""
     endpoint_url: (
         Annotated[str, Field(pattern=r"\Ahttps?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]+)?(/\S*)?\z")] | None
     ) = None
     """Another S3 server than Amazon's; the bucket then stands in the path of the URL, not in the host's name."""
     region: str | None = None
     """The bucket's region, where the environment or profile does not say it."""
-    passphrase: SecretSource | None = None
-    """Where the passphrase of the keys that are encrypted comes from."""
-    aliases: tuple[str, ...] = ()
-    """Names of a token that a client's pkcs11: URI may use for this provider."""
     connect_timeout_s: Seconds = 5.0
     """How long making the connection may take, each time."""
     read_timeout_s: Seconds = 20.0
     """How long the server may be silent."""
     attempts: Annotated[int, Field(ge=1, le=10)] = 2
     """How often a call is tried in all."""
+
+
+class S3Settings(BucketSettings):
+    """`[providers.NAME]` with `kind = "s3"`."""
+
+    kind: Literal["s3"]
+    passphrase: SecretSource | None = None
+    """Where the passphrase of the keys that are encrypted comes from."""
+    aliases: tuple[str, ...] = ()
+    """Names of a token that a client's pkcs11: URI may use for this provider."""
     call_timeout_s: Seconds = 30.0
     """How long a call may take with all its attempts."""
 
@@ -168,25 +181,9 @@ class S3Provider:
             call.release()
 
     def _connected(self) -> "S3Client":
-        import boto3
-        from botocore.config import Config
-
         with self._connecting:
             if self._client is None:
-                settings = self._settings
-                client = boto3.session.Session().client(
-                    "s3",
-                    endpoint_url=settings.endpoint_url,
-                    region_name=settings.region,
-                    config=Config(
-                        connect_timeout=settings.connect_timeout_s,
-                        read_timeout=settings.read_timeout_s,
-                        retries={"total_max_attempts": settings.attempts, "mode": "standard"},
-                        s3={"addressing_style": "path"} if settings.endpoint_url else {},
-                    ),
-                )
-                _make_breakable(client)
-                self._client = client
+                self._client = _connect(self._settings)
             return self._client
 
     def _answered(self, error: "ClientError") -> Error:
@@ -243,6 +240,144 @@ class S3Provider:
                     f"S3 (provider {self.name}) cannot be used: {type(error).__name__}.",
                     "Check `endpoint_url`, the network and the server's certificate.",
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An artifact in a bucket, as it was when it was fetched.
+
+    Arguments:
+        etag: what S3 called this version of it.
+        kept: what the one that replaces it takes over, by the names of PutObject's parameters.
+    """
+
+    settings: BucketSettings
+    key: str
+    etag: str
+    kept: Mapping[str, Any]
+
+
+OBJECT_MAX_BYTES = 5 * 1024**3
+"""What one PutObject may hold (Amazon S3 User Guide, "Uploading objects"): only that can replace under a condition."""
+
+FETCH_CHUNK_BYTES = 1024 * 1024
+"""How much of an object is in memory while it is fetched."""
+
+_KEPT = (
+    "CacheControl",
+    "ContentDisposition",
+    "ContentEncoding",
+    "ContentLanguage",
+    "ContentType",
+    "Metadata",
+    "SSEKMSKeyId",
+    "ServerSideEncryption",
+    "StorageClass",
+)
+
+
+async def fetch_object(settings: BucketSettings, key: str, path: Path, max_bytes: int) -> StoredObject:
+    """Writes an object to a new file.
+
+    Raises ArtifactNotFound, StoreFailed, and ArtifactRejected where it is larger than `max_bytes` or PutObject allows.
+    """
+
+    def fetch(client: "S3Client") -> StoredObject:
+        answer = client.get_object(Bucket=settings.bucket, Key=key)
+        with contextlib.closing(answer["Body"]) as body, path.open("xb") as file:
+            largest = min(max_bytes, OBJECT_MAX_BYTES)
+            if answer["ContentLength"] > largest:
+                raise ArtifactRejected(
+                    f"The object has {answer['ContentLength']} bytes; {largest} are allowed.", "Send it as a file."
+                )
+            for chunk in body.iter_chunks(FETCH_CHUNK_BYTES):
+                file.write(chunk)
+        kept: dict[str, Any] = {name: answer[name] for name in _KEPT if name in answer}  # type: ignore[literal-required]
+        if answer.get("TagCount"):  # said to those who may read them
+            tags = client.get_object_tagging(Bucket=settings.bucket, Key=key)["TagSet"]
+            kept["Tagging"] = urlencode({tag["Key"]: tag["Value"] for tag in tags})
+        return StoredObject(settings, key, answer["ETag"], kept)
+
+    return await _with_client(settings, fetch)
+
+
+async def replace_object(stored: StoredObject, content: BinaryIO) -> None:
+    """Puts a content in the place of an object, where that is still the one that was fetched.
+
+    The metadata and tags of the object stay. Raises ArtifactChanged, ArtifactNotFound, StoreFailed.
+    """
+
+    def replace(client: "S3Client") -> None:
+        client.put_object(
+            Bucket=stored.settings.bucket, Key=stored.key, IfMatch=stored.etag, Body=content, **stored.kept
+        )
+
+    await _with_client(stored.settings, replace)
+
+
+async def _with_client(settings: BucketSettings, function: Callable[["S3Client"], T]) -> T:
+    """Runs `function` in a thread of its own, which is broken off where nobody waits for it any more."""
+    call = _Call()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="s3-artifact")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, _ask, settings, call, function)
+    finally:
+        call.abort()
+        thread.shutdown(wait=False)
+
+
+def _ask(settings: BucketSettings, call: "_Call", function: Callable[["S3Client"], T]) -> T:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
+
+    _thread.call = call
+    try:
+        with contextlib.closing(_connect(settings)) as client:
+            return function(client)
+    except ClientError as error:
+        raise _refused(error) from None
+    except (BotoCoreError, ResponseParserError, HTTPError, OSError, CancelledError) as error:
+        raise StoreFailed(
+            f"The artifact's bucket cannot be used: {type(error).__name__}.",
+            "Check the service's AWS credentials, `endpoint_url`, the network and the server's certificate.",
+        ) from None
+    finally:
+        call.release()
+
+
+def _refused(error: "ClientError") -> StoreProblem:
+    """The error for what S3 answered of an artifact."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+        return ArtifactChanged("Another object was put in the artifact's place while it was signed.", "Try again.")
+    if status == 404 and code != "NoSuchBucket":
+        return ArtifactNotFound("There is no such object.", "Check the artifact's URI.")
+    return StoreFailed(
+        f"S3 answered {_printable(code)} to {error.operation_name}.",
+        "Check `bucket` and `region`, and what the service may do: s3:GetObject and s3:PutObject,"
+        " with s3:GetObjectTagging and s3:PutObjectTagging for objects with tags.",
+    )
+
+
+def _connect(settings: BucketSettings) -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        region_name=settings.region,
+        config=Config(
+            connect_timeout=settings.connect_timeout_s,
+            read_timeout=settings.read_timeout_s,
+            retries={"total_max_attempts": settings.attempts, "mode": "standard"},
+            s3={"addressing_style": "path"} if settings.endpoint_url else {},
+        ),
+    )
+    _make_breakable(client)
+    return client
 
 
 class _AccessDenied(ProviderRefused):

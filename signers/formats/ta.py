@@ -111,6 +111,11 @@ class SignedHeader:
     digest: bytes
     signature: bytes
 
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return _SHDR.size + len(self.digest) + len(self.signature)
+
     def encode(self) -> bytes:
         """The whole of it."""
         return self.header.encode() + self.digest + self.signature
@@ -283,9 +288,9 @@ def check_elf(head: bytes) -> None:
 
 def parse(read_at: ReadAt, size: int) -> TaFile:
     """What a TA's file of `size` bytes holds, its chain of subkeys unchecked. Raises TaError."""
-    links, name, at = _links(read_at)
-    signed = _signed_header(read_at, at)
-    at += len(signed.encode())
+    links, name, signed, at = _headers(read_at, size)
+    if signed is None:
+        raise TaError("it holds subkeys and no TA")
     ta, length = _ta(read_at, at, signed.header.kind)
     if at + length + signed.header.image_size != size:
         raise TaError("it is cut off, or something follows its image")
@@ -294,31 +299,31 @@ def parse(read_at: ReadAt, size: int) -> TaFile:
 
 def parse_chain(data: bytes) -> Chain:
     """The subkeys in a subkey's file, unchecked. Raises TaError."""
-    links, _, end = _links(lambda offset, length: data[offset : offset + length], len(data))
-    if not links or end != len(data):
+    links, _, signed, _ = _headers(lambda offset, length: data[offset : offset + length], len(data))
+    if signed is not None:
         raise TaError("it does not end with a subkey")
     return Chain(links)
 
 
-def _links(read_at: ReadAt, size: int | None = None) -> tuple[tuple[Link, ...], bytes, int]:
-    """The subkeys that a file begins with, the name behind the last, and where that ends; no name ends at `size`."""
+def _headers(read_at: ReadAt, size: int) -> tuple[tuple[Link, ...], bytes, SignedHeader | None, int]:
+    """The subkeys of a file; and unless it ends there, the name behind them, the TA's header, and where that ends."""
     links: list[Link] = []
     name, at = b"", 0
-    while at != size and _signed_header(read_at, at).header.kind == Kind.SUBKEY:
+    while (signed := _signed_header(read_at, at)).header.kind == Kind.SUBKEY:
         if len(links) == SUBKEYS_MAX:
             raise TaError(f"it has more than {SUBKEYS_MAX} subkeys")
-        signed = _signed_header(read_at, at)
-        at += len(signed.encode())
         if signed.header.image_size > SUBKEY_MAX_BYTES:
             raise TaError(f"a subkey has more than {SUBKEY_MAX_BYTES} bytes")
+        at += signed.size
         image = _exactly(read_at, at, signed.header.image_size)
-        at += len(image)
         links.append(Link(signed, image, _subkey(image), name))
-        if at != size:
-            field = _exactly(read_at, at, links[-1].subkey.name_size)
-            name = field.partition(b"\0")[0]
-            at += len(field)
-    return tuple(links), name, at
+        at += len(image)
+        if at == size:
+            return tuple(links), b"", None, at
+        field = _exactly(read_at, at, links[-1].subkey.name_size)
+        name = field.partition(b"\0")[0]
+        at += len(field)
+    return tuple(links), name, signed, at + signed.size
 
 
 def _signed_header(read_at: ReadAt, offset: int) -> SignedHeader:

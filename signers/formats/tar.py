@@ -192,11 +192,15 @@ def _octal(field: bytes, offset: int) -> int:
 
 def header(name: bytes, size: int, *, mode: int = 0o644, mtime: int = 0) -> bytes:
     """The headers of a new regular file of root's; a name of more than 100 bytes goes into a pax record."""
-    extension = b""
-    if len(name) > 100:
-        record = _record(b"path", name)
-        extension = _header(b"././@PaxHeader", _PAX, len(record), 0o644, 0) + record + bytes(padding(len(record)))
-    return extension + _header(name[:100], REGULAR, size, mode, mtime)
+    return _long_name(name) + _header(name[:100], REGULAR, size, mode, mtime)
+
+
+def _long_name(name: bytes) -> bytes:
+    """The pax header of a name that has no place in a member's own."""
+    if len(name) <= 100:
+        return b""
+    record = _record(b"path", name)
+    return _header(b"././@PaxHeader", _PAX, len(record), 0o644, 0) + record + bytes(padding(len(record)))
 
 
 def _record(keyword: bytes, value: bytes) -> bytes:
@@ -225,6 +229,20 @@ def resized(headers: bytes, size: int) -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return extensions + bytes(block)
+
+
+def renamed(headers: bytes, name: bytes, size: int) -> bytes:
+    """The headers of a member, for another name and a content of another size.
+
+    Owner, mode and time stay; what extension headers say (extended attributes, fractions of seconds) does not.
+
+    Raises ValueError where the size is more than SIZE_MAX_BYTES.
+    """
+    block = bytearray(headers[-BLOCK_BYTES:])
+    block[:100] = name[:100].ljust(100, b"\0")
+    if block[257:263] == b"ustar\0":
+        block[345:500] = bytes(155)  # the prefix of the old name
+    return _long_name(name) + resized(bytes(block), size)
 
 
 def trailer(size: int) -> bytes:
