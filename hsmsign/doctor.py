@@ -237,27 +237,31 @@ def _of_key(state: KeyState) -> Finding:
     subject = f"grants: {state.name}"
     if state.error is not None:
         return Finding(Level.ERROR, subject, state.error.message, state.error.hint)
-    return Finding(Level.OK, subject, f"{state.algorithm} for {state.signer}, spki_sha256 {state.spki_sha256}")
+    what = f", spki_sha256 {state.spki_sha256}" if state.spki_sha256 else ""
+    return Finding(Level.OK, subject, f"{state.algorithm or 'a file'} for {state.signer}{what}")
 
 
 async def _of_template(grant: Grant, settings: Settings, keyring: Keyring) -> list[Finding]:
     """What a grant of key files gives for each machine or distro that has one."""
     provider = settings.providers[grant.provider]
-    scope = {signer.name: signer.scope for signer in SIGNERS}[grant.signer]
+    signer = by_name(SIGNERS)[grant.signer]
+    role = next(role for role in signer.roles if role.name == grant.role)
     found = []
     for name in _names(grant, provider.root) if isinstance(provider, FileSettings) else ():
-        machine, distro = (name, None) if scope == "machine" else (None, name)
+        machine, distro = (name, None) if signer.scope == "machine" else (None, name)
         if not grant.covers(machine, distro):
             continue
-        subject = f"grants: {grant.name}, {scope} {name}"
+        subject = f"grants: {grant.name}, {signer.scope} {name}"
         try:
             keys = keyring.keys(grant.signer)
-            if any(role.is_file for role in by_name(SIGNERS)[grant.signer].roles if role.name == grant.role):
+            if role.is_file:
                 await keys.read(grant.role, machine=machine, distro=distro)
-                found.append(Finding(Level.OK, subject, f"a file for {grant.signer}, role {grant.role}."))
-                continue
-            async with keys.open(grant.role, machine=machine, distro=distro):
-                found.append(Finding(Level.OK, subject, f"a key for {grant.signer}, role {grant.role}."))
+            else:
+                open_ = keys.open_symmetric if role.algorithms else keys.open
+                async with open_(grant.role, machine=machine, distro=distro):
+                    pass
+            what = "file" if role.is_file else "key"
+            found.append(Finding(Level.OK, subject, f"a {what} for {grant.signer}, role {grant.role}."))
         except Error as error:
             found.append(Finding(Level.ERROR, subject, error.message, error.hint))
     return found or [Finding(Level.OK, f"grants: {grant.name}", "its key depends on the request: not looked at.")]

@@ -2,25 +2,36 @@
 
 The client never chooses an object: its machine or distro, backend and key URI only choose among granted keys.
 A key is bound to one signer: the same RSA operation signs a kernel module and a SWUpdate image, so a public key
-that is seen under two signers is refused under both.
+that is seen under two signers is refused under both. A symmetric key has no public half: there it is the place, one
+object of a provider.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from hsmsign import log
+from hsmsign.locks import Locks
 from hsmsign.mistakes import KEY_STORES, PLACEHOLDER
 from hsmsign.settings import Grant, Settings
-from signers.signer import Backend, GrantedFile, Keys, Signer, by_name
+from signers.signer import Backend, GrantedFile, Signer, by_name
 from tokens import attestation, uri
 from tokens.attestation import Attested
-from tokens.errors import Error, KeyAmbiguous, KeyMismatch, KeyNotAttested, KeyNotFound, KeyNotGranted, KeyUnsuited
+from tokens.errors import (
+    Error,
+    KeyAmbiguous,
+    KeyMismatch,
+    KeyNotAttested,
+    KeyNotFound,
+    KeyNotGranted,
+    KeyUnsuited,
+    SignatureMismatch,
+)
 from tokens.provider import (
     Attestation,
     Attests,
@@ -29,6 +40,7 @@ from tokens.provider import (
     KeyReference,
     PublicKey,
     SigningKey,
+    SymmetricKey,
     spki_sha256,
 )
 
@@ -55,6 +67,8 @@ class KeyState:
     public_key_pem: str | None = None
     spki_sha256: str | None = None
     certificate_pem: str | None = None
+    bound_as: str | None = None
+    """What the key is told from any other by; not shown."""
     usable: bool | None = None
     error: Error | None = None
 
@@ -103,19 +117,31 @@ class Keyring:
         self._by_role: dict[tuple[str, str], list[_Granted]] = {}
         for entry in granted:
             self._by_role.setdefault((entry.grant.signer, entry.grant.role), []).append(entry)
+        self._locks = Locks(settings.server.state_directory)
         self._bindings = _Bindings()
         self._verdicts = _Verdicts()
         self._probe: asyncio.Task[Readiness] | None = None
         self._probed_at = 0.0
 
-    def keys(self, signer: str) -> Keys:
-        """What a signer may open."""
-        return _SignerKeys(self, signer)
+    def keys(self, signer: str) -> "SignerKeys":
+        """What a signer may open, for one request."""
+        return SignerKeys(self, signer)
+
+    @contextmanager
+    def locking(self, keys: "SignerKeys") -> Iterator[None]:
+        """Locks the keys of a request where what it signed does not verify: the files, where keys came out of those."""
+        try:
+            yield
+        except SignatureMismatch as error:
+            names = keys.opened or keys.files
+            if not names:  # what it signed with was no granted key
+                raise
+            raise self._locked(names, error) from None
 
     @asynccontextmanager
     async def open_for(
         self,
-        signer: str,
+        keys: "SignerKeys",
         role: str,
         machine: str | None,
         distro: str | None,
@@ -127,19 +153,47 @@ class Keyring:
         Raises KeyNotFound where no grant is for this machine or distro, and KeyNotGranted where a key URI matches none
         of those that are.
         """
-        entry = self._choose(signer, role, machine, distro, backend, key_uri)
+        entry = self._choose(keys.signer, role, machine, distro, backend, key_uri)
+        keys.opened.add(entry.grant.name)
         log.note(key=entry.grant.name)
         await self._probed_once()
         async with self._open(entry, entry.reference(machine, distro)) as key:
             yield key
 
     @asynccontextmanager
+    async def open_symmetric_for(
+        self, keys: "SignerKeys", role: str, machine: str | None, distro: str | None
+    ) -> AsyncIterator[SymmetricKey]:
+        """See `signers.signer.Keys.open_symmetric`. Raises as `open_for` does."""
+        entry = self._choose(keys.signer, role, machine, distro, None, None)
+        keys.opened.add(entry.grant.name)
+        log.note(key=entry.grant.name)
+        await self._probed_once()
+        async with self._open_symmetric(entry, entry.reference(machine, distro)) as key:
+            yield key
+
+    @asynccontextmanager
     async def open_grant(self, name: str) -> AsyncIterator[SigningKey]:
-        """The key of a grant. Raises KeyNotFound where there is no such grant, or it names no one object."""
+        """The key of a grant, for one signature: it is locked where that does not verify.
+
+        Raises KeyNotFound where there is no such grant, or it names no one object.
+        """
         entry, reference = self._one_key(name)
         await self._probed_once()
-        async with self._open(entry, reference) as key:
-            yield key
+        try:
+            async with self._open(entry, reference) as key:
+                yield key
+        except SignatureMismatch as error:
+            raise self._locked({name}, error) from None
+
+    def _locked(self, names: set[str], error: SignatureMismatch) -> SignatureMismatch:
+        """Locks the keys of these grants; the error that says so."""
+        for name in names:
+            self._locks.lock(name, error.message)
+        return SignatureMismatch(
+            f"{error.message} Locked: {', '.join(sorted(names))}.",
+            "Find out why, then run `hsmsign doctor --unlock NAME` on the server.",
+        )
 
     async def attest(self, name: str) -> Verdict:
         """What its device says of the key of a grant, whether the grant wants that or not.
@@ -150,9 +204,11 @@ class Keyring:
         async with self._open_bound(entry, reference) as key:
             return await self._verdicts.of(entry.provider, reference, key.public_key)
 
-    async def read_for(self, signer: str, role: str, machine: str | None, distro: str | None) -> GrantedFile:
+    async def read_for(self, keys: "SignerKeys", role: str, machine: str | None, distro: str | None) -> GrantedFile:
         """See `signers.signer.Keys.read`. Raises as `open_for` does."""
-        entry = self._choose(signer, role, machine, distro, None, None)
+        entry = self._choose(keys.signer, role, machine, distro, None, None)
+        keys.files.add(entry.grant.name)
+        self._locks.check(entry.grant.name)
         content = await _read(entry, entry.reference(machine, distro))
         pinned = entry.grant.srk_hash
         return GrantedFile(content, frozenset(entry.grant.allow), None if pinned is None else bytes.fromhex(pinned))
@@ -174,9 +230,13 @@ class Keyring:
         if entry.fixed is None:
             return entry.state
         try:
-            if entry.is_file:
+            if entry.role.is_file:
                 await _read(entry, entry.fixed)
                 return replace(entry.state, usable=True)
+            if entry.role.algorithms:
+                async with self._open_symmetric(entry, entry.fixed) as key:
+                    bound_as = _bound_as(entry.provider, key)
+                    return replace(entry.state, algorithm=key.algorithm, bound_as=bound_as, usable=True)
             async with self._open(entry, entry.fixed) as key:
                 return _described(entry.state, key)
         except Error as error:
@@ -219,10 +279,10 @@ class Keyring:
 
     def _one_key(self, name: str) -> tuple["_Granted", KeyReference]:
         entry = self._by_name.get(name)
-        if entry is None or entry.is_file or entry.fixed is None:
+        if entry is None or not entry.signs or entry.fixed is None:
             raise KeyNotFound(
-                f"No granted key is called {name}."
-                if entry is None or entry.is_file
+                f"No granted key that signs is called {name}."
+                if entry is None or not entry.signs
                 else f"{name} is not one key but one for each request.",
                 "`GET /keys` lists the granted keys.",
             )
@@ -263,7 +323,8 @@ class Keyring:
 
     @asynccontextmanager
     async def _open(self, entry: "_Granted", reference: KeyReference) -> AsyncIterator[SigningKey]:
-        """The key, if it is the pinned one, no other signer's and, where the grant wants that, attested."""
+        """The key, if it is not locked, the pinned one, no other signer's and, where the grant wants that, attested."""
+        self._locks.check(entry.grant.name)
         async with self._open_bound(entry, reference) as key:
             if entry.grant.attested:
                 await self._verdicts.require(entry.provider, reference, key.public_key)
@@ -283,13 +344,28 @@ class Keyring:
             self._bindings.bind(spki, entry.grant.signer, (entry.grant.name, reference))
             yield key
 
+    @asynccontextmanager
+    async def _open_symmetric(self, entry: "_Granted", reference: KeyReference) -> AsyncIterator[SymmetricKey]:
+        """The symmetric key, if it is not locked, and no other signer's."""
+        self._locks.check(entry.grant.name)
+        async with entry.provider.open_symmetric(reference, entry.role.algorithms) as key:
+            self._bindings.bind(_bound_as(entry.provider, key), entry.grant.signer, (entry.grant.name, reference))
+            yield key
 
-class _SignerKeys:
-    """Implements `signers.signer.Keys`: the keyring as one signer sees it."""
+
+class SignerKeys:
+    """Implements `signers.signer.Keys`: the keyring as one signer sees it in one request.
+
+    Attributes:
+        opened: the names of the grants of the keys that it opened.
+        files: likewise of the files that it read.
+    """
 
     def __init__(self, keyring: Keyring, signer: str) -> None:
+        self.signer = signer
+        self.opened: set[str] = set()
+        self.files: set[str] = set()
         self._keyring = keyring
-        self._signer = signer
 
     def open(
         self,
@@ -300,15 +376,24 @@ class _SignerKeys:
         backend: Backend | None = None,
         key_uri: str | None = None,
     ) -> AbstractAsyncContextManager[SigningKey]:
-        return self._keyring.open_for(self._signer, role, machine, distro, backend, key_uri)
+        """See `signers.signer.Keys.open`."""
+        return self._keyring.open_for(self, role, machine, distro, backend, key_uri)
+
+    def open_symmetric(
+        self, role: str, *, machine: str | None = None, distro: str | None = None
+    ) -> AbstractAsyncContextManager[SymmetricKey]:
+        """See `signers.signer.Keys.open_symmetric`."""
+        return self._keyring.open_symmetric_for(self, role, machine, distro)
 
     async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
-        return await self._keyring.read_for(self._signer, role, machine, distro)
+        """See `signers.signer.Keys.read`."""
+        return await self._keyring.read_for(self, role, machine, distro)
 
     async def claim(
         self, role: str, public_key: PublicKey, *, machine: str | None = None, distro: str | None = None
     ) -> None:
-        await self._keyring.claim_for(self._signer, role, public_key, machine, distro)
+        """See `signers.signer.Keys.claim`."""
+        await self._keyring.claim_for(self.signer, role, public_key, machine, distro)
 
 
 async def _read(entry: "_Granted", reference: KeyReference) -> bytes:
@@ -327,7 +412,8 @@ class _Granted:
 
     def __init__(self, grant: Grant, provider: KeyProvider, signer: Signer) -> None:
         self.grant = grant
-        self.is_file = any(role.is_file for role in signer.roles if role.name == grant.role)
+        self.role = next(role for role in signer.roles if role.name == grant.role)
+        self.signs = not self.role.is_file and not self.role.algorithms
         self.provider = provider
         self.on_token = provider.kind not in KEY_STORES
         self.state = KeyState(
@@ -361,7 +447,10 @@ class _Granted:
 
 
 class _Bindings:
-    """Which signer uses which public key: by what each place, a grant's object, held when it was last opened."""
+    """Which signer uses which key: by what each place, a grant's object, held when it was last opened.
+
+    A key is known by its `spki_sha256`, or by `_bound_as` where it is symmetric.
+    """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, KeyReference], str] = {}
@@ -380,7 +469,7 @@ class _Bindings:
 
     def applied(self, state: KeyState) -> KeyState:
         """The state, refused where a place that was looked at later holds the same key for another signer."""
-        error = self._shared(state.spki_sha256) if state.usable and state.spki_sha256 else None
+        error = self._shared(state.bound_as) if state.usable and state.bound_as else None
         return replace(state, usable=False, error=error) if error else state
 
     def _shared(self, spki: str) -> KeyMismatch | None:
@@ -436,6 +525,11 @@ async def _asked(provider: KeyProvider, reference: KeyReference, public_key: Pub
     return Verdict(public_key, given, attested)
 
 
+def _bound_as(provider: KeyProvider, key: SymmetricKey) -> str:
+    """What a symmetric key is bound to its signer by."""
+    return f"{provider.name}: {key.place}"
+
+
 def _described(state: KeyState, key: SigningKey) -> KeyState:
     pem = serialization.Encoding.PEM
     public_key = key.public_key
@@ -444,6 +538,7 @@ def _described(state: KeyState, key: SigningKey) -> KeyState:
         algorithm=_algorithm(public_key),
         public_key_pem=public_key.public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo).decode(),
         spki_sha256=spki_sha256(public_key),
+        bound_as=spki_sha256(public_key),
         certificate_pem="".join(c.public_bytes(pem).decode() for c in key.certificates) or None,
         usable=True,
     )

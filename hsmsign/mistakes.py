@@ -28,7 +28,8 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 _SIGNERS = by_name(SIGNERS)
 _SCOPES = ("machine", "distro")
-_LISTS = ("aliases", "allow")
+_OTHER_THAN_TEXT = ("aliases", "allow", "attested", "digest")
+_OF_A_PUBLIC_HALF = ("certificate", "spki_sha256", "attested", "digest")
 
 
 def cross_checks(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -36,7 +37,7 @@ def cross_checks(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     providers = data.get("providers")
     kinds = {name: _kind(table) for name, table in providers.items()} if isinstance(providers, dict) else {}
     grants = [
-        (index, {key: value for key, value in grant.items() if isinstance(value, str) or key in (*_LISTS, "attested")})
+        (index, {key: value for key, value in grant.items() if isinstance(value, str) or key in _OTHER_THAN_TEXT})
         for index, grant in enumerate(_sequence(data.get("grants")))
         if isinstance(grant, dict)
     ]
@@ -104,6 +105,9 @@ def _role_mistakes(grant: Mapping[str, Any], signer: Signer, kinds: Mapping[str,
     for name in _sequence(grant.get("allow")):
         if name not in role.allows:
             yield ("allow",), unknown(f"permission of {signer.name}'s role {role.name}", str(name), sorted(role.allows))
+    for key in _OF_A_PUBLIC_HALF if role.algorithms else ():
+        if grant.get(key):
+            yield (key,), f"the role {role.name} is a symmetric key: it has no public half"
     if "srk_hash" in grant and not role.is_file:
         yield ("srk_hash",), "only the grant of a file with an SRK table has it"
 

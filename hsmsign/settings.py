@@ -28,6 +28,7 @@ from hsmsign.variables import (
 )
 from signers.archives import ArchiveLimits
 from signers.imx import ImxSettings
+from signers.mender import MenderSettings
 from signers.sandbox import ToolSettings
 from tokens.errors import Error
 from tokens.registry import ProviderSettings
@@ -127,6 +128,8 @@ class SignersSettings(Section):
     """NXP i.MX boot images."""
     kmod: ArchiveLimits = ArchiveLimits()
     """Linux kernel modules."""
+    mender: MenderSettings = MenderSettings()
+    """Mender artifacts."""
 
 
 class Grant(Section):

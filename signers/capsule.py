@@ -18,7 +18,7 @@ from signers.formats import cms
 from signers.formats.capsule import CAPSULE_MAX_BYTES, MONOTONIC_COUNT, Capsule, ReadAt, parse
 from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
 from tokens.certificates import load_certificates
-from tokens.errors import ArtifactRejected, KeyNotFound, SigningFailed
+from tokens.errors import ArtifactRejected, KeyNotFound, SignatureMismatch
 from tokens.provider import SigningKey
 
 CHUNK_BYTES = 1024 * 1024
@@ -161,7 +161,7 @@ def _digest(read_at: ReadAt, capsule: Capsule, payload_at: int = 0) -> bytes:
 
 
 def _verify(signed: Signed, capsule: Capsule, message: cms.Message) -> None:
-    """Parses the finished capsule anew. Raises SigningFailed where it is not what was asked for."""
+    """Parses the finished capsule anew. Raises SignatureMismatch where it is not what was asked for."""
     try:
         found, encoded = parse(signed.read, signed.size)
     except ValueError as error:
@@ -171,8 +171,8 @@ def _verify(signed: Signed, capsule: Capsule, message: cms.Message) -> None:
     cms.verify(encoded, message, _digest(signed.read, found, signed.size - found.payload_size))
 
 
-def _unsound(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _unsound(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The finished capsule is not sound: {fault}.",
         "Report this with the request id: the capsule was not released.",
     )

@@ -123,7 +123,7 @@ class _Asked:
         return ["dgst", f"-{self.hash}", *engine, "-sign", _URI, *(pss if self.method == "RSA-PSS" else ())]
 
     def verify(self, signature: bytes, digest: bytes) -> None:
-        """Raises SigningFailed, or ToolFailed where it is no signature at all."""
+        """Raises SignatureMismatch, or ToolFailed where it is no signature at all."""
         if self.method == "CMS":
             certificates = self.key.certificates
             message = replace(cms.described(signature, certificates[0]), embed=certificates)

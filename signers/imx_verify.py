@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from signers.formats import ahab, csf_plan, hab
 from signers.formats.csf_plan import AhabPlan, HabPlan, Plan, Role, Step
 from signers.signer import Upload
-from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnusable, SigningFailed
+from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnusable, SignatureMismatch
 from tokens.schemes import Hash
 
 CSF_MAX_BYTES = 1024 * 1024
@@ -75,7 +75,7 @@ def check_source(expected: Expected) -> None:
 
 
 def verify(expected: Expected, path: Path) -> None:
-    """Parses and verifies the finished file. Raises SigningFailed."""
+    """Parses and verifies the finished file. Raises SignatureMismatch."""
     if isinstance(expected.plan, HabPlan):
         _verify_hab(expected, expected.plan, path)
     else:
@@ -151,7 +151,7 @@ def _verify_ahab(expected: Expected, plan: AhabPlan, path: Path) -> None:
     ahab.verify(asked, expected.artifact.read, expected.artifact.size, output.read, output.size)
 
 
-def _bad(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _bad(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"What cst made is not what was asked for: {fault}.", "Report this with the request id: it was not released."
     )

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from signers.certified import message_by, scheme_of
 from signers.formats import cms, cpio, libconfig
 from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, SigningFailed
+from tokens.errors import ArtifactRejected, SignatureMismatch
 from tokens.provider import SigningKey
 from tokens.schemes import Hash, RsaPss
 from tokens.verify import check_suited, ecdsa_der, ecdsa_raw, verify
@@ -348,7 +348,7 @@ class _Archive:
     def verify(self, signed: Signed, signing: _Raw | _Cms) -> None:
         """Parses the finished archive anew: it holds what came, and a signature of the description.
 
-        Raises SigningFailed.
+        Raises SignatureMismatch.
         """
         try:
             description, signature, *files, _trailer = cpio.members(signed.read, signed.size)
@@ -364,8 +364,8 @@ class _Archive:
         )
 
 
-def _unsound(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _unsound(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The finished archive is not sound: {fault}.",
         "Report this with the request id: the archive was not released.",
     )

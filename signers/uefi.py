@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 from signers.certified import message_by
 from signers.formats import cms, efi, pe
 from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, SigningFailed
+from tokens.errors import ArtifactRejected, SignatureMismatch
 from tokens.schemes import Hash
 
 CHUNK_BYTES = 1024 * 1024
@@ -117,12 +117,12 @@ class _Artifact(Protocol):
 
 
 def _finished(artifact: _Artifact, message: cms.Message, signature: bytes) -> Signed:
-    """The answer, parsed anew and verified. Raises SigningFailed."""
+    """The answer, parsed anew and verified. Raises SignatureMismatch."""
     try:
         signed = artifact.signed(message, signature)
         encoded, digest = artifact.found(signed)
     except ValueError as error:
-        raise SigningFailed(
+        raise SignatureMismatch(
             f"The finished artifact is not sound: {error}.",
             "Report this with the request id: the artifact was not released.",
         ) from None

@@ -108,6 +108,16 @@ def yubihsm(softhsm: SoftHsm) -> Iterator[Yubihsm]:
 
 
 @pytest.fixture(scope="session")
+def hostile_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PKCS#11 module that misbehaves on demand, round SoftHSM; its source says how."""
+    module = tmp_path_factory.mktemp("hostile") / "hostile.so"
+    flags = subprocess.check_output(["pkg-config", "--cflags", "p11-kit-1"], text=True).split()
+    source = ROOT / "tests/tokens/hostile.c"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", module, source, *flags, "-ldl"], check=True)
+    return module
+
+
+@pytest.fixture(scope="session")
 def swupdate() -> Path:
     """Debian's swupdate of bookworm-backports: wolfSSL, CMS only."""
     program = ROOT / ".cache/debian/bin/swupdate"

@@ -17,6 +17,7 @@ a PIN, a key byte or a path that only the server knows.
     |   +-- KeyAmbiguous        more than one object matches
     |   +-- KeyUnusable         the object is there, and is no key that can be used
     |   +-- KeyUnsuited         the key cannot make the signature that is asked for
+    |   +-- KeyLocked           something that the key signed did not verify; a person has to look
     |   +-- KeyMismatch         the key is not the one that was pinned, certified or found before
     |   +-- KeyNotAttested      no device proves what the grant wants to know of the key
     +-- ProviderProblem
@@ -27,6 +28,7 @@ a PIN, a key byte or a path that only the server knows.
     |   +-- ProviderTimeout     the provider took a call and did not answer in time
     |   +-- ProviderRefused     the provider says that the service may not do this
     |   +-- SigningFailed       the provider answered, with no (good) signature
+    |       +-- SignatureMismatch   what was signed does not verify with the key's public key
     +-- ToolProblem
         +-- ToolUnavailable     the tool, or the sandbox that it must run in, is not there
         +-- ToolTimeout         the tool did not end in time, and was killed
@@ -39,6 +41,7 @@ __all__ = [
     "ArtifactRejected",
     "Error",
     "KeyAmbiguous",
+    "KeyLocked",
     "KeyMismatch",
     "KeyNotAttested",
     "KeyNotFound",
@@ -54,6 +57,7 @@ __all__ = [
     "ProviderRefused",
     "ProviderTimeout",
     "ProviderUnavailable",
+    "SignatureMismatch",
     "SigningFailed",
     "StoreFailed",
     "StoreProblem",
@@ -126,6 +130,10 @@ class KeyUnsuited(KeyProblem):
     """The key is of the wrong type or size for the signature that is asked for."""
 
 
+class KeyLocked(KeyProblem):
+    """Something that the key signed did not verify: nothing is signed with it before a person has unlocked it."""
+
+
 class KeyMismatch(KeyProblem):
     """The key is not the one that the grant pins, the certificate certifies, or the job began with."""
 
@@ -168,6 +176,10 @@ class ProviderRefused(ProviderProblem):
 
 class SigningFailed(ProviderProblem):
     """The provider answered with an error, or with a signature that does not verify."""
+
+
+class SignatureMismatch(SigningFailed):
+    """A signature, or a finished artifact, that does not verify with the key's public key: it was not released."""
 
 
 class ToolProblem(Error):

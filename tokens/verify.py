@@ -5,7 +5,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 
-from tokens.errors import KeyUnsuited, SigningFailed
+from tokens.errors import KeyUnsuited, SignatureMismatch
 from tokens.provider import PublicKey
 from tokens.schemes import Ecdsa, Ed25519, Hash, RsaPkcs1v15, RsaPss, Scheme
 
@@ -54,7 +54,7 @@ def verify(public_key: PublicKey, scheme: Scheme, data: bytes, signature: bytes)
 
     Raises:
         KeyUnsuited: the key is of another type than the scheme.
-        SigningFailed: the signature is not one of this key over this data.
+        SignatureMismatch: the signature is not one of this key over this data.
     """
     check_suited(public_key, scheme)
     try:
@@ -69,7 +69,7 @@ def verify(public_key: PublicKey, scheme: Scheme, data: bytes, signature: bytes)
             case ed25519.Ed25519PublicKey(), Ed25519():
                 public_key.verify(signature, data)
     except (InvalidSignature, ValueError):
-        raise SigningFailed(
+        raise SignatureMismatch(
             "The provider returned a signature that does not verify with the key's public key.",
             "Check that the private and public objects of the key belong together.",
         ) from None

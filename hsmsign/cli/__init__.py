@@ -54,18 +54,35 @@ def serve(config: Path | None, address: str | None, port: int | None) -> None:
 @main.command()
 @_config
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--unlock", metavar="NAME", multiple=True, help="First unlock the key of a grant, which did not verify.")
 @click.pass_context
-def doctor(context: click.Context, config: Path | None, as_json: bool) -> None:
+def doctor(context: click.Context, config: Path | None, as_json: bool, unlock: tuple[str, ...]) -> None:
     """Check settings, tokens and keys, and say what is missing. Exits with 1 where there is an error."""
     from hsmsign.cli import tables
     from hsmsign.doctor import Level, examine
 
+    _unlock(config, unlock)
     findings = asyncio.run(examine(config))
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         tables.print_findings(findings)
     context.exit(any(finding.level is Level.ERROR for finding in findings))
+
+
+def _unlock(config: Path | None, names: tuple[str, ...]) -> None:
+    from hsmsign import settings
+    from hsmsign.locks import Locks
+
+    if not names:
+        return
+    try:
+        locks = Locks(settings.load(config).server.state_directory)
+    except settings.SettingsError as error:
+        raise WrongUsage(error.message, error.hint) from None
+    for name in names:
+        if not locks.unlock(name):
+            raise WrongUsage(f"The key {name} is not locked.", "`hsmsign doctor` lists the locked keys.")
 
 
 main.add_command(keys)

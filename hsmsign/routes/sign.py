@@ -48,7 +48,6 @@ def blueprint(
 def _endpoint(
     signer: Signer, jobs: Jobs, keyring: Keyring, tools: Sandbox, settings: Settings
 ) -> Callable[[], Awaitable[Response]]:
-    keys = keyring.keys(signer.name)
     limits, own = settings.limits, getattr(settings.signers, signer.name, None)
 
     async def sign() -> Response:
@@ -59,7 +58,10 @@ def _endpoint(
         async def work(job: Job[Signed]) -> Signed:
             form = await uploads.receive(request.body, boundary, signer.form, job, limits)
             log.note(**{signer.scope: getattr(form, signer.scope)})
-            return await job.limited(signer.sign(form, signers.signer.Job(job.directory, keys, job.hash, tools, own)))
+            keys = keyring.keys(signer.name)
+            with keyring.locking(keys):
+                given = signers.signer.Job(job.directory, keys, job.hash, tools, own)
+                return await job.limited(signer.sign(form, given))
 
         job = jobs.start(work)
         request.at_end(job.release)

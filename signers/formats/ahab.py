@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from signers.formats.hab import is_ca
-from tokens.errors import SigningFailed
+from tokens.errors import SignatureMismatch
 from tokens.schemes import Hash
 from tokens.verify import HASHES, ecdsa_der
 
@@ -304,7 +304,7 @@ def verify(expected: Expected, unsigned: ReadAt, unsigned_size: int, signed: Rea
     the signature block, which must hold the SRK table and a signature of the granted key, and may lie only where the
     unsigned artifact has a signature block's place or zeros. The images must have the hashes that the container says.
 
-    Raises SigningFailed.
+    Raises SignatureMismatch.
     """
     start = expected.offset
     try:
@@ -381,8 +381,8 @@ def _require(holds: bool, fault: str) -> None:
         raise _bad(fault)
 
 
-def _bad(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _bad(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The AHAB container that was made is not what was asked for: {fault}.",
         "Report this with the request id: it was not released.",
     )

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from signers.formats import der
-from tokens.errors import KeyUnsuited, SigningFailed
+from tokens.errors import KeyUnsuited, SignatureMismatch
 from tokens.provider import PublicKey
 from tokens.schemes import Ecdsa, Ed25519, Hash, RsaPkcs1v15, RsaPss, Scheme
 from tokens.verify import ecdsa_der, ecdsa_raw
@@ -256,7 +256,7 @@ def verify(encoded: bytes, message: Message, data: bytes) -> None:
     It must be what `message` says (content, signer, algorithms, attributes, certificates), and its signature must be
     one of the certificate's key over `data`. Trust in the certificate is the affair of who receives the message.
 
-    Raises SigningFailed.
+    Raises SignatureMismatch.
     """
     try:
         info = asn1crypto.cms.ContentInfo.load(encoded, strict=True)
@@ -279,7 +279,7 @@ def described(encoded: bytes, certificate: x509.Certificate) -> Message:
     Hash, scheme and signing time are the message's own, and whether it has signed attributes at all. What `verify`
     holds against it beyond these: that `certificate` is named by issuer and serial number, and no more is in it.
 
-    Raises SigningFailed.
+    Raises SignatureMismatch.
     """
     try:
         info = asn1crypto.cms.ContentInfo.load(encoded, strict=True)
@@ -381,8 +381,8 @@ def _require(holds: bool, fault: str) -> None:
         raise _bad(fault)
 
 
-def _bad(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _bad(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The finished CMS message is not what was asked for: {fault}.",
         "Report this with the request id: the message was not released.",
     )

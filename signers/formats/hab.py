@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from signers.formats import cms
-from tokens.errors import SigningFailed
+from tokens.errors import SignatureMismatch
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
 
 # HAB4 API, sections 6.2 (structures), 6.3 (commands), 6.4 (protocols), 6.5 (algorithms)
@@ -387,7 +387,7 @@ def verify(csf: Csf, expected: Expected, read: ReadAt) -> None:
 
     `read` reads the artifact. The commands as such are for the caller to compare with what was asked for.
 
-    Raises SigningFailed.
+    Raises SignatureMismatch.
     """
     installed: dict[int, x509.Certificate] = {}
     root: Key | None = None
@@ -496,8 +496,8 @@ def _require(holds: bool, fault: str) -> None:
         raise _bad(fault)
 
 
-def _bad(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _bad(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The CSF that was made is not what was asked for: {fault}.",
         "Report this with the request id: it was not released.",
     )

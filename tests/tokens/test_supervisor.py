@@ -160,15 +160,6 @@ async def all_ready(provider: Pkcs11Provider) -> None:
 
 
 @pytest.fixture(scope="session")
-def hostile_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    module = tmp_path_factory.mktemp("hostile") / "hostile.so"
-    flags = subprocess.check_output(["pkg-config", "--cflags", "p11-kit-1"], text=True).split()
-    source = Path(__file__).with_name("hostile.c")
-    subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", module, source, *flags, "-ldl"], check=True)
-    return module
-
-
-@pytest.fixture(scope="session")
 def key_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("keys")
     for name, arguments in (
