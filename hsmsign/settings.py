@@ -128,6 +128,8 @@ class SignersSettings(Section):
     """NXP i.MX boot images."""
     kmod: ArchiveLimits = ArchiveLimits()
     """Linux kernel modules."""
+    optee: ArchiveLimits = ArchiveLimits()
+    """Trusted Applications of OP-TEE's."""
     mender: MenderSettings = MenderSettings()
     """Mender artifacts."""
 

@@ -72,17 +72,19 @@ def _key_store(uri: str) -> dict[str, str]:
     return {"kind": parts.scheme}
 
 
-def key_file_grants(grants: list[Any]) -> Iterator[dict[str, str]]:
+def key_file_grants(grants: list[Any]) -> Iterator[dict[str, Any]]:
     """A grant for each key file of digsigserver's layout, where `grants` have none for its signer and role."""
     granted = [(grant.get("signer"), grant.get("role")) for grant in grants if isinstance(grant, dict)]
     for signer in SIGNERS:
         for role in signer.roles:
             if role.key_file is None or (signer.name, role.name) in granted:
                 continue
-            grant = {"name": f"{signer.name}-{role.name}", "signer": signer.name, "role": role.name}
+            grant: dict[str, Any] = {"name": f"{signer.name}-{role.name}", "signer": signer.name, "role": role.name}
             grant |= {"provider": "keyfiles", "object": f"{{{signer.scope}}}/{role.key_file}"}
             if role.certificate_file is not None:
                 grant["certificate"] = f"{{{signer.scope}}}/{role.certificate_file}"
+            if role.aliases:
+                grant["aliases"] = role.aliases
             yield grant
 
 

@@ -219,21 +219,22 @@ class Scratch:
         """What is compressed there, in a file. Raises ArtifactRejected where it is broken or too large."""
         largest = max(SMALL_BYTES, self.limits.ratio_max * content.length)
         chunks = unpacked(Signed((content,), "").chunks(PACKED_CHUNK_BYTES), compression)
-        return self._write(self._bounded(chunks, largest))
+        return self.write(self._bounded(chunks, largest))
 
     def pack(self, content: Signed, compression: Compression) -> Upload:
         """The content, compressed, in a file."""
-        return self._write(packed(content.chunks(CHUNK_BYTES), content.size, compression))
+        return self.write(packed(content.chunks(CHUNK_BYTES), content.size, compression))
 
-    def remove(self, upload: Upload) -> None:
-        """Removes a file that it made, where it is needed no more before the job's end."""
-        (self._directory / upload.filename).unlink()
-
-    def _write(self, chunks: Iterable[bytes]) -> Upload:
+    def write(self, chunks: Iterable[bytes]) -> Upload:
+        """The chunks, in a file."""
         path = self._directory / f"{next(self._numbers)}"
         with path.open("xb") as file:
             size = sum(file.write(chunk) for chunk in chunks)
         return Upload(path, path.name, size)
+
+    def remove(self, upload: Upload) -> None:
+        """Removes a file that it made, where it is needed no more before the job's end."""
+        (self._directory / upload.filename).unlink()
 
     def _bounded(self, chunks: Iterator[bytes], largest: int) -> Iterator[bytes]:
         size = 0

@@ -18,7 +18,7 @@ from signers import archives
 from signers.archives import Archive, ArchiveLimits, Compression, Part, Pieces, Scratch
 from signers.formats import cms, module, tar
 from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, SigningFailed
+from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, SignatureMismatch
 from tokens.provider import SigningKey
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
 
@@ -77,7 +77,9 @@ class Kmod:
 
             async def sign(modules: Sequence[_Module]) -> Sequence[_SignedModule]:
                 prepared = await job.run(_each, signing.prepare, modules)
-                appended = await asyncio.gather(*(signing.sign(each) for each in prepared))
+                async with asyncio.TaskGroup() as group:
+                    signatures = [group.create_task(signing.sign(each)) for each in prepared]
+                appended = [each.result() for each in signatures]
                 return await job.run(_each, signing.finish, list(zip(prepared, appended, strict=True)))
 
             modules = await _in_batches(sign, artifact.modules)
@@ -158,7 +160,7 @@ class _Signing:
         return appended
 
     def finish(self, each: tuple[_Prepared, bytes]) -> _SignedModule:
-        """Puts a signature behind its module, and compresses it as it came. Raises SigningFailed."""
+        """Puts a signature behind its module, and compresses it as it came. Raises SignatureMismatch."""
         prepared, appended = each
         signed = Signed((prepared.content, appended), "")
         if prepared.module.compression is not None:
@@ -192,7 +194,7 @@ class _Tree:
         It is parsed anew: its members are those that came, and the modules the very bytes that were hashed with the
         signatures that were verified.
 
-        Raises SigningFailed.
+        Raises SignatureMismatch.
         """
         parts = {each.name: each.parts for each in modules}
         signed = self.archive.replaced(parts, self.filename)
@@ -263,7 +265,7 @@ def _suffix(name: bytes) -> bytes:
 
 
 def _packed(signed: Signed, compression: Compression, scratch: Scratch) -> Signed:
-    """A signed artifact, compressed. Raises SigningFailed where it does not unpack to the same."""
+    """A signed artifact, compressed. Raises SignatureMismatch where it does not unpack to the same."""
     upload = scratch.pack(signed, compression)
     if not archives.holds(upload, compression, signed):
         raise _unsound("it does not unpack to what was packed")
@@ -288,12 +290,17 @@ async def _in_batches(work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], val
             for _ in range(BATCHES_AT_ONCE):
                 group.create_task(take())
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        # whatever else went wrong at the same time, this is what locks the key
+        mismatch, _ = failed.split(SignatureMismatch)
+        error: Exception = mismatch or failed
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
     return [each for start in sorted(results) for each in results[start]]
 
 
-def _unsound(fault: str) -> SigningFailed:
-    return SigningFailed(
+def _unsound(fault: str) -> SignatureMismatch:
+    return SignatureMismatch(
         f"The finished artifact is not sound: {fault}.",
         "Report this with the request id: the artifact was not released.",
     )

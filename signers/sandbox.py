@@ -27,12 +27,12 @@ import sysconfig
 import tempfile
 from abc import ABC, abstractmethod
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -180,6 +180,36 @@ class Workspace(ABC):
         Raises ToolUnavailable where it is not there, or would show the tool the files of jobs.
         """
 
+    def place(self, name: str, chunks: Iterable[bytes], *, executable: bool = False) -> None:
+        """Puts a file into the working directory, for the tool to use and to change; before the first run only.
+
+        Raises ValueError where the name leads elsewhere.
+        """
+        path = self._directory / _inside(name)
+        for parent in reversed(path.relative_to(self._directory).parents[:-1]):
+            if not (self._directory / parent).is_dir():
+                (self._directory / parent).mkdir(mode=0o700)
+                self._hand_over(self._directory / parent)
+        with path.open("xb") as file:
+            file.writelines(chunks)
+        path.chmod(0o700 if executable else 0o600)
+        self._hand_over(path)
+
+    def files(self) -> dict[str, os.stat_result]:
+        """The regular files in the working directory, by their names in it, with what the system knows of them."""
+        found = {}
+        for directory, _, names in os.walk(self._directory):  # which follows no link
+            for name in names:
+                path = Path(directory, name)
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found[str(path.relative_to(self._directory))] = status
+        return found
+
+    @abstractmethod
+    def reach(self, socket: Path) -> str:
+        """Lets the tool connect to a socket of the service. Returns its path, as the tool sees it."""
+
     def lend(self, loan: Loan, via: Via) -> None:
         """Lets OpenSSL in the tool reach keys on loan.
 
@@ -204,8 +234,9 @@ class Workspace(ABC):
             engine=settings.pkcs11_engine,
             provider=settings.pkcs11_provider,
         )
+        socket = self.reach(Path(unquote(loan.address.removeprefix("unix:path="))))
         self._loan = {
-            "P11_KIT_SERVER_ADDRESS": self._reach(loan.address),
+            "P11_KIT_SERVER_ADDRESS": f"unix:path={quote(socket)}",
             "OPENSSL_CONF": self.put("loan/openssl.cnf", text.encode()),
         }
 
@@ -286,8 +317,8 @@ class Workspace(ABC):
         """Takes back what the tool was given; the working directory stays."""
 
     @abstractmethod
-    def _reach(self, address: str) -> str:
-        """The address by which the tool reaches a loan."""
+    def _hand_over(self, path: Path) -> None:
+        """Makes the tool the owner of what is put into its working directory."""
 
     @abstractmethod
     async def _start(self, run: "_Run", argv: tuple[str, ...], env: Mapping[str, str]) -> "_Ended":
@@ -367,11 +398,14 @@ class _Confined(Workspace):
         self._given.clear()
         self._contents.clear()
 
-    def _reach(self, address: str) -> str:
-        socket = Path(unquote(address.removeprefix("unix:path=")))
+    def reach(self, socket: Path) -> str:
         self._give(socket)
-        self._bind(socket, "/run/loan")
-        return "unix:path=/run/loan"
+        self._bind(socket, f"/run/{socket.name}")
+        return f"/run/{socket.name}"
+
+    def _hand_over(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, self._user, self._user)
 
     def _bind(self, source: Path, destination: str) -> None:
         self._parents_of(destination)
@@ -444,6 +478,8 @@ class _Confined(Workspace):
         view += ["--dir", "/dev"]
         for device in _DEVICES:
             view += ["--dev-bind", device, device]
+        for name, number in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+            view += ["--symlink", f"/proc/self/fd{number}", f"/dev/{name}"]
         view += ["--perms", "1777", "--size", str(self._settings.tmp_max_bytes), "--tmpfs", "/tmp"]  # noqa: S108
         view += ["--bind", str(self._directory), self.work]
         for path in self._contents:
@@ -492,8 +528,11 @@ class _Unconfined(Workspace):
     def close(self) -> None:
         shutil.rmtree(self._inputs, ignore_errors=True)
 
-    def _reach(self, address: str) -> str:
-        return address
+    def reach(self, socket: Path) -> str:
+        return str(socket)
+
+    def _hand_over(self, path: Path) -> None:
+        pass  # it has the same user
 
     async def _start(self, run: "_Run", argv: tuple[str, ...], env: Mapping[str, str]) -> "_Ended":
         # RLIMIT_NPROC counts all processes of the service's user here: no number would fit

@@ -18,8 +18,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from signers.sandbox import Sandbox, ToolSettings
-from tokens.provider import PublicKey, SigningKey
+from tokens.provider import PublicKey, SigningKey, SymmetricKey
 from tokens.schemes import Scheme
+from tokens.symmetric import SymmetricAlgorithm
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,23 +77,27 @@ class Form(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One key, or one file of a key set, that a signer needs.
+    """One key, or one file of a key set, that a signer needs: a signing key, where nothing else is said.
 
     Arguments:
         name: what a grant's `role` says.
         about: one sentence for the documentation.
         key_file: where digsigserver's layout keeps it, below the directory of the machine or distro; None: nowhere.
         certificate_file: likewise, where the role needs a certificate.
+        algorithms: it is a symmetric key, for one of these: AES where a file has its length, else HMAC.
         is_file: it is not a key but a file that belongs to the key set; only a key store can hold it.
         allows: what a grant's `allow` may name.
+        aliases: what digsigserver's clients call the key in `key_file`.
     """
 
     name: str
     about: str
     key_file: str | None = None
     certificate_file: str | None = None
+    algorithms: frozenset[SymmetricAlgorithm] = frozenset()
     is_file: bool = False
     allows: frozenset[str] = frozenset()
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,11 @@ class Keys(Protocol):
 
         Raises KeyNotGranted, KeyAmbiguous, and what `KeyProvider.open` raises.
         """
+
+    def open_symmetric(
+        self, role: str, *, machine: str | None = None, distro: str | None = None
+    ) -> AbstractAsyncContextManager[SymmetricKey]:
+        """The one granted symmetric key for this role (`Role.algorithms`) and machine or distro. Raises as `open`."""
 
     async def read(self, role: str, *, machine: str | None = None, distro: str | None = None) -> GrantedFile:
         """The one granted file for this role (`Role.is_file`) and machine or distro. Raises as `open` does."""

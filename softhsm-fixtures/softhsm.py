@@ -81,6 +81,14 @@ def import_key(session: pkcs11.Session, key: PrivateKey, attributes: dict[Attrib
     session.create_object(public | {Attribute.TOKEN: True, Attribute.VERIFY: True} | attributes)
 
 
+def import_secret(session: pkcs11.Session, value: bytes, type_: KeyType, attributes: dict[Attribute, Any]) -> None:
+    """A symmetric key, for AES or (GENERIC_SECRET) HMAC."""
+    uses = [Attribute.ENCRYPT, Attribute.DECRYPT] if type_ is KeyType.AES else [Attribute.SIGN]
+    secret = NEVER_LEAVES | {Attribute.SIGN: False} | dict.fromkeys(uses, True) | attributes
+    secret |= {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: type_, Attribute.VALUE: value}
+    session.create_object(secret)
+
+
 def import_certificate(
     session: pkcs11.Session, certificate: x509.Certificate, attributes: dict[Attribute, Any]
 ) -> None:

@@ -85,7 +85,8 @@ def test_certificates_verify_for_their_purpose(softhsm: SoftHsm, key: dict[str, 
 
 
 def test_what_is_secret_is_private(softhsm: SoftHsm) -> None:
-    in_files = [path for pattern in ("*.key", "*.priv", "*_key.pem", "*.tar.gz") for path in softhsm.keys.rglob(pattern)]
+    patterns = ("*.key", "*.priv", "*_key.pem", "*.tar.gz")
+    in_files = [path for pattern in patterns for path in softhsm.keys.rglob(pattern)]
     secret = [softhsm.pin_file, *in_files, *softhsm.directory.glob("tokens/**/*.object")]
     assert len(secret) > len(KEYS)
     assert [path for path in secret if path.stat().st_mode & 0o077] == []

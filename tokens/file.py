@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,8 @@ from tokens.errors import KeyNotFound, KeyUnusable, ProviderUnavailable
 from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key, read_file
 from tokens.provider import KeyReference
 from tokens.secret import SecretSource
+from tokens.symmetric import SymmetricAlgorithm
+from tokens.symmetric_file import MemorySymmetricKey, open_symmetric_key
 from tokens.threads import Threads
 
 _log = logging.getLogger("tokens.file")
@@ -76,6 +78,12 @@ class FileProvider:
     def open(self, reference: KeyReference) -> AbstractAsyncContextManager[MemoryKey]:
         """The key at the path `reference.object` below the root; see `KeyProvider.open`."""
         return open_key(reference, self._read, self._settings.passphrase, self._signers)
+
+    def open_symmetric(
+        self, reference: KeyReference, wanted: Collection[SymmetricAlgorithm]
+    ) -> AbstractAsyncContextManager[MemorySymmetricKey]:
+        """The key in the file at the path `reference.object` below the root; see `KeyProvider.open_symmetric`."""
+        return open_symmetric_key(reference, wanted, self._read, self._signers)
 
     async def read(self, reference: KeyReference) -> bytes:
         """The file at the path `reference.object` below the root; see `KeyFiles.read`."""

@@ -7,7 +7,7 @@ Small Protocols; every provider passes the same conformance suite (`tests/tokens
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from tokens.schemes import Scheme
+from tokens.symmetric import SymmetricAlgorithm
 
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
@@ -62,6 +63,37 @@ class SigningKey(Protocol):
         """
 
 
+class SymmetricKey(Protocol):
+    """A secret key for AES or HMAC, wherever it lives; neither it nor anything derived from it is ever shown.
+
+    It has no public half that could prove a result: who needs that compares or decrypts what was made. Its operations
+    raise KeyUnsuited where its algorithm or permissions, or the length of the data, do not fit, and ProviderProblem.
+    """
+
+    @property
+    def algorithm(self) -> SymmetricAlgorithm:
+        """What it is for."""
+
+    @property
+    def place(self) -> str:
+        """Which object of its provider it is: no other one has it."""
+
+    async def encrypt_ecb(self, data: bytes) -> bytes:
+        """AES-ECB (NIST SP 800-38A, section 6.1) of whole blocks of 16 bytes, any number of them."""
+
+    async def decrypt_ecb(self, data: bytes) -> bytes:
+        """The inverse of `encrypt_ecb`."""
+
+    async def encrypt_cbc(self, iv: bytes, data: bytes) -> bytes:
+        """AES-CBC (NIST SP 800-38A, section 6.2) of whole blocks of 16 bytes, without padding; the IV has 16 bytes."""
+
+    async def decrypt_cbc(self, iv: bytes, data: bytes) -> bytes:
+        """The inverse of `encrypt_cbc`."""
+
+    async def hmac_sha256(self, data: bytes) -> bytes:
+        """HMAC-SHA256 (RFC 2104): 32 bytes. A YubiHSM 2 takes 2 or 3 kB of data."""
+
+
 class KeyProvider(Protocol):
     """Somewhere that keys live: a token, a directory, a bucket."""
 
@@ -92,6 +124,14 @@ class KeyProvider(Protocol):
         Raises:
             KeyNotFound, KeyAmbiguous, KeyUnusable, KeyMismatch: what is wrong with the object.
             ProviderProblem: the provider could not be asked.
+        """
+
+    def open_symmetric(
+        self, reference: KeyReference, wanted: Collection[SymmetricAlgorithm]
+    ) -> AbstractAsyncContextManager[SymmetricKey]:
+        """The symmetric key, for the length of one job; `wanted` says what it may be for.
+
+        Raises as `open` does, and KeyUnsuited where the key is for something else.
         """
 
 

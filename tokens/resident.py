@@ -2,28 +2,30 @@
 
 This side never loads a driver and never reads a PIN: `tokens.worker` does, and `tokens.supervisor` hands it the calls.
 A key is looked up when it is first used and again after each `check`. Every signature is verified with the public key
-that was found before anybody gets it.
+that was found before anybody gets it; what a symmetric key computes cannot be.
 """
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokens.certificates import certifies, check_certifies, load_certificates
-from tokens.errors import Error, KeyUnusable, ProviderUnavailable, SigningFailed
+from tokens.errors import Error, KeyUnsuited, KeyUnusable, ProviderUnavailable, SigningFailed
 from tokens.frames import Header, scheme_to_wire
 from tokens.provider import KeyReference, PublicKey
 from tokens.schemes import Scheme, check_data
 from tokens.supervisor import Answer, Limits, Supervisor
+from tokens.symmetric import BLOCK_BYTES, MAC_BYTES, Computing, Operation, SymmetricAlgorithm, check_algorithm
 from tokens.verify import check_suited, verify
 
+T = TypeVar("T")
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -71,6 +73,21 @@ class Found:
     certificates: tuple[x509.Certificate, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FoundSymmetric:
+    """A symmetric key as it was looked up on the token.
+
+    Arguments:
+        secret: what the driver knows it by from then on; no part of the key.
+        algorithm: what it is for.
+        data_max_bytes: what the token takes in one command.
+    """
+
+    secret: Any
+    algorithm: SymmetricAlgorithm
+    data_max_bytes: int
+
+
 class ResidentProvider(ABC):
     """Implements `tokens.provider.KeyProvider`; what is particular to a kind of token is abstract.
 
@@ -85,6 +102,7 @@ class ResidentProvider(ABC):
         self.supervisor: Supervisor | None = None
         self._not_started = ProviderUnavailable("The token's workers have not been started.", "Wait a moment.")
         self._found: dict[KeyReference, Found] = {}
+        self._found_symmetric: dict[KeyReference, FoundSymmetric] = {}
         self._looking_up = asyncio.Lock()
 
     @property
@@ -117,6 +135,7 @@ class ResidentProvider(ABC):
     async def check(self) -> None:
         """Asks the token; keys are looked up anew after it."""
         self._found.clear()
+        self._found_symmetric.clear()
         await self._started().check()
 
     @asynccontextmanager
@@ -128,14 +147,32 @@ class ResidentProvider(ABC):
         finally:
             key.closed = True
 
+    @asynccontextmanager
+    async def open_symmetric(
+        self, reference: KeyReference, wanted: Collection[SymmetricAlgorithm]
+    ) -> AsyncIterator["ResidentSymmetricKey"]:
+        """The symmetric key for one job: nothing but its name and algorithm is here."""
+        found = await self._look_up(self._found_symmetric, reference, self.find_symmetric)
+        check_algorithm(found.algorithm, wanted)
+        key = ResidentSymmetricKey(self, reference, found)
+        try:
+            yield key
+        finally:
+            key.closed = True
+
     async def found(self, reference: KeyReference) -> Found:
         """The key as it was looked up, now or before."""
+        return await self._look_up(self._found, reference, self.find)
+
+    async def _look_up(
+        self, known: dict[KeyReference, T], reference: KeyReference, find: Callable[[KeyReference], Awaitable[T]]
+    ) -> T:
         self._started()
-        found = self._found.get(reference)
+        found = known.get(reference)
         if found is None:
             async with self._looking_up:  # a hundred jobs that begin at once look a key up once
-                found = self._found.get(reference) or await self.find(reference)
-                self._found[reference] = found
+                found = known.get(reference) or await find(reference)
+                known[reference] = found
         return found
 
     async def find(self, reference: KeyReference) -> Found:
@@ -152,6 +189,11 @@ class ResidentProvider(ABC):
         check_certifies(certificates, public_key)
         return Found(public, public_key, certificates)
 
+    async def find_symmetric(self, reference: KeyReference) -> FoundSymmetric:
+        """Looks the symmetric key up on the token."""
+        header = (await self.call({"op": "find-symmetric", **identity(reference)})).header
+        return FoundSymmetric(header["secret"], SymmetricAlgorithm(header["algorithm"]), header["data_max_bytes"])
+
     async def call(self, header: Header, body: bytes = b"") -> Answer:
         """Has a worker do what changes nothing on the token: it may be repeated, once."""
         return await self._started().call(header, body, repeatable=True)
@@ -161,9 +203,23 @@ class ResidentProvider(ABC):
         header = {"op": "sign", **identity(reference), "public": found.public, "scheme": scheme_to_wire(scheme)}
         return await self.call(header, data)
 
+    async def compute(
+        self, reference: KeyReference, found: FoundSymmetric, operation: Operation, data: bytes, iv: bytes
+    ) -> Answer:
+        """Has a worker use a symmetric key, by one command; the answer's body is of the right length."""
+        header = {"op": "compute", **identity(reference), "secret": found.secret, "operation": operation}
+        answer = await self.call(header | {"iv": iv.hex()}, data)
+        if len(answer.body) != (MAC_BYTES if operation is Operation.HMAC_SHA256 else len(data)):
+            self.distrust(answer)
+            raise SigningFailed(
+                "The token's answer is of a wrong length.", "Look at the token with its vendor's tools."
+            )
+        return answer
+
     def forget(self, reference: KeyReference) -> None:
         """Has the key looked up anew for the next job."""
         self._found.pop(reference, None)
+        self._found_symmetric.pop(reference, None)
 
     def distrust(self, answer: Answer) -> None:
         """Replaces the worker that gave this answer."""
@@ -211,6 +267,45 @@ class ResidentKey:
             self._provider.distrust(answer)
             raise
         return answer.body
+
+
+class ResidentSymmetricKey(Computing):
+    """Implements `tokens.provider.SymmetricKey`; bound to the object that was found."""
+
+    def __init__(self, provider: ResidentProvider, reference: KeyReference, found: FoundSymmetric) -> None:
+        super().__init__(found.algorithm, " ".join(f"{name}={value}" for name, value in found.secret.items()))
+        self.closed = False
+        self._provider = provider
+        self._reference = reference
+        self._found = found
+
+    async def compute(self, operation: Operation, data: bytes, iv: bytes) -> bytes:
+        """See `Computing.compute`; what the token does not take at once goes to it in pieces."""
+        if self.closed:
+            raise ProviderUnavailable("The job that opened this key has ended.", "Open the key again.")
+        limit = self._found.data_max_bytes
+        if operation is Operation.HMAC_SHA256:
+            if len(data) > limit:
+                raise KeyUnsuited(
+                    f"The token takes {limit} bytes for an HMAC; these are {len(data)}.",
+                    "Keep this key in a key store.",
+                )
+            return await self._one(operation, data, iv)
+        size = limit // BLOCK_BYTES * BLOCK_BYTES
+        made = []
+        for at in range(0, len(data), size):
+            piece = data[at : at + size]
+            made.append(await self._one(operation, piece, iv))
+            if iv:  # a piece is chained to the ciphertext before it
+                iv = (made[-1] if operation is Operation.ENCRYPT_CBC else piece)[-BLOCK_BYTES:]
+        return b"".join(made)
+
+    async def _one(self, operation: Operation, data: bytes, iv: bytes) -> bytes:
+        try:
+            return (await self._provider.compute(self._reference, self._found, operation, data, iv)).body
+        except Error:
+            self._provider.forget(self._reference)  # it may have been deleted or re-created
+            raise
 
 
 def identity(reference: KeyReference) -> Header:

@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ from tokens.errors import (
 from tokens.keyfile import KEY_FILE_MAX_BYTES, MemoryKey, check_size, open_key, read_file
 from tokens.provider import KeyReference
 from tokens.secret import SecretSource
+from tokens.symmetric import SymmetricAlgorithm
+from tokens.symmetric_file import MemorySymmetricKey, open_symmetric_key
 from tokens.threads import Threads
 
 if TYPE_CHECKING:
@@ -132,6 +134,12 @@ class S3Provider:
     def open(self, reference: KeyReference) -> AbstractAsyncContextManager[MemoryKey]:
         """The key at the path `reference.object` below the prefix; see `KeyProvider.open`."""
         return open_key(reference, self._read, self._settings.passphrase, self._signers)
+
+    def open_symmetric(
+        self, reference: KeyReference, wanted: Collection[SymmetricAlgorithm]
+    ) -> AbstractAsyncContextManager[MemorySymmetricKey]:
+        """The key in the file at the path `reference.object` below the prefix; see `KeyProvider.open_symmetric`."""
+        return open_symmetric_key(reference, wanted, self._read, self._signers)
 
     async def read(self, reference: KeyReference) -> bytes:
         """The file at the path `reference.object` below the prefix; see `KeyFiles.read`."""
@@ -247,12 +255,14 @@ class StoredObject:
     """An artifact in a bucket, as it was when it was fetched.
 
     Arguments:
+        size: in bytes.
         etag: what S3 called this version of it.
         kept: what the one that replaces it takes over, by the names of PutObject's parameters.
     """
 
     settings: BucketSettings
     key: str
+    size: int
     etag: str
     kept: Mapping[str, Any]
 
@@ -296,7 +306,7 @@ async def fetch_object(settings: BucketSettings, key: str, path: Path, max_bytes
         if answer.get("TagCount"):  # said to those who may read them
             tags = client.get_object_tagging(Bucket=settings.bucket, Key=key)["TagSet"]
             kept["Tagging"] = urlencode({tag["Key"]: tag["Value"] for tag in tags})
-        return StoredObject(settings, key, answer["ETag"], kept)
+        return StoredObject(settings, key, answer["ContentLength"], answer["ETag"], kept)
 
     return await _with_client(settings, fetch)
 

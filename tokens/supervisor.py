@@ -445,7 +445,7 @@ class _Worker:
         if "error" in header:
             self._failed(call, header)
         else:
-            if call.header["op"] == "sign":  # what crashes a module is signing, not looking a key up
+            if call.header["op"] in ("sign", "compute"):  # what crashes a module is signing, not looking a key up
                 self._failures = 0
             self._supervisor.ended(call, Outcome.DONE)
             if not call.future.done():

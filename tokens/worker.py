@@ -3,8 +3,8 @@
     python -I -m tokens.worker DRIVER        (frames on the socket that is its standard input)
 
 One thread, one session. It answers each request in turn: `open`, `check`, and what else its driver does (`find`,
-`sign`, `attest`, `read-log`, `advance-log`). An error's answer has `error` (a class of `tokens.errors`), `message`,
-`hint` and `action`. It ends the session and exits when the socket closes.
+`sign`, `find-symmetric`, `compute`, `attest`, `read-log`, `advance-log`). An error's answer has `error` (a class of
+`tokens.errors`), `message`, `hint` and `action`. It ends the session and exits when the socket closes.
 """
 
 import ctypes
@@ -24,8 +24,10 @@ from tokens.drivers.driver import (
     KeyDriver,
     LogDriver,
     ObjectReference,
+    SymmetricDriver,
 )
 from tokens.frames import Action, Decoder, Header, encode, scheme_from_wire
+from tokens.symmetric import Operation
 
 DRIVERS = {
     "pkcs11": ("tokens.drivers.pkcs11", "Pkcs11Driver"),
@@ -127,6 +129,11 @@ class Worker:
             case "sign", KeyDriver() as driver:
                 scheme = scheme_from_wire(header["scheme"])
                 result = driver.sign(_reference(header), header["public"], scheme, body)
+            case "find-symmetric", SymmetricDriver() as driver:
+                values = driver.find_symmetric(_reference(header))
+            case "compute", SymmetricDriver() as driver:
+                iv = bytes.fromhex(header["iv"])
+                result = driver.compute(_reference(header), header["secret"], Operation(header["operation"]), body, iv)
             case "attest", AttestingDriver() as driver:
                 values = driver.attest(header["public"])
             case "read-log", LogDriver() as driver:

@@ -11,7 +11,7 @@ This side of it never talks to the device: `tokens.drivers.yubihsm` does, in a w
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -20,15 +20,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import Field, model_validator
 
-from tokens.audit import Auditor, AuditSettings, Ledger, LogPage, Operation
+from tokens import audit
+from tokens.audit import Auditor, AuditSettings, Ledger, LogPage
 from tokens.certificates import load_certificates
 from tokens.errors import KeyMismatch, KeyUnusable, LogFull
 from tokens.frames import Header
 from tokens.provider import Attestation, KeyReference, PublicKey
-from tokens.resident import Found, ResidentKey, ResidentProvider, ResidentSettings, Seconds
+from tokens.resident import Found, FoundSymmetric, ResidentKey, ResidentProvider, ResidentSettings, Seconds
 from tokens.schemes import Scheme
 from tokens.secret import SecretSource
 from tokens.supervisor import Answer, Listener, Outcome, Supervisor
+from tokens.symmetric import Operation
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class YubihsmProvider(ResidentProvider):
         super().__init__(name)
         self._settings = settings
         self._state_directory = state_directory
-        self._bound: dict[KeyReference, Any] = {}
+        self._bound: dict[tuple[str, KeyReference], Any] = {}
         self._log: DeviceLog | None = None
         self._auditor: Auditor | None = None
 
@@ -222,10 +224,18 @@ class YubihsmProvider(ResidentProvider):
 
     async def sign(self, reference: KeyReference, found: Found, scheme: Scheme, data: bytes) -> Answer:
         """Has a worker sign, where the audit lets it."""
-        if self._auditor is None:
+        async with self._gate():
             return await super().sign(reference, found, scheme, data)
-        async with self._auditor.gate():
-            return await super().sign(reference, found, scheme, data)
+
+    async def compute(
+        self, reference: KeyReference, found: FoundSymmetric, operation: Operation, data: bytes, iv: bytes
+    ) -> Answer:
+        """Has a worker use a symmetric key, where the audit lets it."""
+        async with self._gate():
+            return await super().compute(reference, found, operation, data, iv)
+
+    def _gate(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._auditor is None else self._auditor.gate()
 
     async def _with_room(self, call: Callable[[], Awaitable[T]]) -> T:
         """Calls; where the device's log is full, has it read and calls once again: nothing was done before."""
@@ -240,12 +250,21 @@ class YubihsmProvider(ResidentProvider):
     async def find(self, reference: KeyReference) -> Found:
         """Looks the key up, and refuses another one than it found first."""
         found = await super().find(reference)
-        if self._bound.setdefault(reference, found.public) != found.public:
+        self._bind("public", reference, found.public)
+        return found
+
+    async def find_symmetric(self, reference: KeyReference) -> FoundSymmetric:
+        """Looks the key up, and refuses another one than it found first."""
+        found = await super().find_symmetric(reference)
+        self._bind("secret", reference, found.secret)
+        return found
+
+    def _bind(self, kind: str, reference: KeyReference, known: Any) -> None:
+        if self._bound.setdefault((kind, reference), known) != known:
             raise KeyMismatch(
                 "The key on the YubiHSM is another one than when the service first looked it up.",
                 "Find out why. If it was re-created on purpose, restart the service.",
             )
-        return found
 
     async def attest(self, reference: KeyReference) -> Attestation:
         """See `Attests.attest`."""
@@ -292,22 +311,33 @@ class DeviceLog:
 
 
 def _listener(ledger: Ledger, auth_key_id: int) -> Listener:
-    """Books every attempt at a signature."""
+    """Books every attempt at a signature, and every use of a symmetric key."""
     book = {Outcome.DONE: ledger.answered, Outcome.REFUSED: ledger.refused, Outcome.UNKNOWN: ledger.lost}
 
-    def told(header: Header, book: Callable[[Operation], None]) -> None:
-        if header["op"] != "sign":
-            return
+    def told(header: Header, book: Callable[[audit.Operation], None]) -> None:
+        match header:
+            case {"op": "sign", "scheme": [name, *_], "public": {"id": key_id}}:
+                pass
+            case {"op": "compute", "operation": name, "secret": {"id": key_id}}:
+                pass
+            case _:
+                return
         try:
-            book(Operation(_COMMANDS[header["scheme"][0]], header["public"]["id"], auth_key_id))
+            book(audit.Operation(_COMMANDS[name], key_id, auth_key_id))
         except OSError as error:  # it is booked in memory, and written with the next one
             log.error("the counts of the audit cannot be written: %s", error.strerror)  # noqa: TRY400
 
     return Listener(lambda header: told(header, ledger.asked), lambda header, outcome: told(header, book[outcome]))
 
 
-# The command that makes a signature of each scheme, by the scheme's name in frames
-_COMMANDS = {"rsa-pkcs1v15": 0x47, "rsa-pss": 0x55, "ecdsa": 0x56, "ed25519": 0x6A}
+# The command that makes a signature of each scheme, or that uses a symmetric key, by the name in frames
+_COMMANDS = {"rsa-pkcs1v15": 0x47, "rsa-pss": 0x55, "ecdsa": 0x56, "ed25519": 0x6A} | {
+    Operation.DECRYPT_ECB: 0x6F,
+    Operation.ENCRYPT_ECB: 0x70,
+    Operation.DECRYPT_CBC: 0x71,
+    Operation.ENCRYPT_CBC: 0x72,
+    Operation.HMAC_SHA256: 0x53,
+}
 
 
 # Algorithms of YubiHSM 2 objects (Yubico's "Algorithms")

@@ -22,7 +22,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tokens.errors import SigningFailed
+from tokens.errors import SignatureMismatch
 from tokens.schemes import Hash, RsaPkcs1v15, RsaPss
 from tokens.verify import verify
 
@@ -121,7 +121,7 @@ class SignedHeader:
         return self.header.encode() + self.digest + self.signature
 
     def verify(self, public_key: rsa.RSAPublicKey) -> None:
-        """Raises SigningFailed where the signature is not this key's over the hash."""
+        """Raises SignatureMismatch where the signature is not this key's over the hash."""
         verify(public_key, self.header.scheme, self.digest, self.signature)
 
 
@@ -253,7 +253,7 @@ class Chain:
                 raise TaError(f"the subkey {below.subkey.uuid} is deeper than the one before it allows")
             try:
                 below.signed.verify(link.subkey.public_key)
-            except SigningFailed:
+            except SignatureMismatch:
                 raise TaError(f"the subkey {below.subkey.uuid} is not signed by the one before it") from None
         for link in self.links:
             if digest(link.signed.header, b"", link.image) != link.signed.digest:

@@ -8,6 +8,7 @@ files, names that are given twice.
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -89,6 +90,58 @@ def members(read_at: ReadAt, size: int) -> Iterator[Member]:
         offset = member.end
     if size - offset > PADDING_MAX_BYTES or any(read_at(offset, PADDING_MAX_BYTES)):
         raise TarError("something other than padding follows its end", offset)
+
+
+def stream(chunks: Iterator[bytes]) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    """The members of an archive that can be read but once, each with the pieces of its content.
+
+    What is left of a content when the next member is asked for is passed over. Raises TarError, also while a content is
+    read, where the archive is not sound.
+    """
+    source = _Source(chunks)
+    offset = 0
+    while (block := _block(source.read_at, offset)) != bytes(BLOCK_BYTES):
+        member = _member(source.read_at, sys.maxsize, offset, block)
+        yield member, _content(source, member)
+        offset = member.end
+    if any(rest := source.read_at(offset + BLOCK_BYTES, PADDING_MAX_BYTES)) or len(rest) == PADDING_MAX_BYTES:
+        raise TarError("something other than padding follows its end", offset)
+
+
+class _Source:
+    """Bytes that come in chunks, read forwards only."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._held = memoryview(b"")
+        self._offset = 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """See `ReadAt`; what stands before `offset` is passed over."""
+        for _ in self.pieces(offset - self._offset):
+            pass
+        return b"".join(self.pieces(length))
+
+    def pieces(self, length: int) -> Iterator[memoryview]:
+        """The next `length` bytes, fewer only at the end."""
+        while length > 0:
+            if not self._held:
+                self._held = memoryview(next(self._chunks, b""))
+            if not self._held:
+                return
+            piece, self._held = self._held[:length], self._held[length:]
+            self._offset += len(piece)
+            length -= len(piece)
+            yield piece
+
+
+def _content(source: _Source, member: Member) -> Iterator[memoryview]:
+    left = member.size
+    for piece in source.pieces(left):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise TarError(f"it is cut off in a member of {member.size} bytes", member.offset)
 
 
 def _block(read_at: ReadAt, offset: int) -> bytes:

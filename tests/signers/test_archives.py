@@ -184,6 +184,26 @@ class TestReplaced:
             contents = {member.name: after.extractfile(member).read() for member in after if member.isreg()}
         assert contents == {"./lib/a.ko": b"a" * 1000 + b"sig", "./lib/plain": b"b" * 511, long.decode(): b"s" * 512}
 
+    @pytest.mark.parametrize("form", ["gnu", "pax"])
+    @pytest.mark.parametrize("name", ["./lib/b.ta", "./" + "long/" * 30 + "b.ta"])
+    def test_members_get_other_names_or_are_left_out(self, tree, form, name):
+        command = ["tar", "-c", "--sort=name", f"--format={form}", "--owner=me:7", "--group=us:8", "./lib"]
+        data = subprocess.run(command, cwd=tree, capture_output=True, check=True).stdout
+        archive = archives.read(Upload(data, "a.tar", len(data)), ArchiveLimits())
+        deep = next(member.name for member in archive.members if member.name.endswith(b"c.ko"))
+        contents = {b"./lib/a.ko": (whole(b"signed"),), deep: (b"deep",)}
+        names = {b"./lib/a.ko": name.encode(), deep: b"./lib/c.ta"}
+        signed = archive.replaced(contents, "a.tar", names=names, without={b"./lib/plain", b"./lib/link"})
+        result = b"".join(signed.chunks(1000))
+        assert len(result) % 10240 == 0
+        with tarfile.open(fileobj=io.BytesIO(data)) as before, tarfile.open(fileobj=io.BytesIO(result)) as after:
+            old, new = before.getmember("./lib/a.ko"), after.getmember(name)
+            for field in ("mode", "uid", "gid", "uname", "gname", "type"):
+                assert getattr(old, field) == getattr(new, field)
+            assert new.mtime == int(old.mtime)
+            contents = {member.name: after.extractfile(member).read() for member in after if member.isreg()}
+        assert contents == {name: b"signed", "./lib/c.ta": b"deep"}
+
     def test_pieces_are_read_at_any_place(self, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"0123456789")

@@ -24,7 +24,7 @@ from signers.formats import cms
 from signers.kmod import Kmod, KmodForm
 from signers.signer import Job, Upload
 from tests.conftest import ROOT
-from tokens.errors import ArtifactRejected, Error, KeyUnsuited, KeyUnusable, ProviderBusy, SigningFailed
+from tokens.errors import ArtifactRejected, Error, KeyUnsuited, KeyUnusable, ProviderBusy, SignatureMismatch
 from tokens.schemes import Hash
 
 MODULES = ROOT / ".cache/modules/lib/modules"
@@ -356,6 +356,16 @@ class OtherKey(FailingKey):
         return await self._key.sign(scheme, data)
 
 
+class MixedKey(FailingKey):
+    """A key that fails in both ways at the same moment."""
+
+    async def sign(self, scheme: Any, data: bytes) -> bytes:
+        self.good += 1
+        if self.good % 2:
+            raise ProviderBusy("The token is busy.")
+        raise SignatureMismatch("It does not verify.")
+
+
 def job(tmp_path: Path, key: Any) -> Job:
     class Keys:
         def open(self, *_: Any, **__: Any) -> Any:
@@ -387,15 +397,18 @@ class TestBeforeRelease:
     async def test_one_signature_that_fails_fails_the_request(self, pairs, tmp_path):
         assert type(await self.refusal(tmp_path, FailingKey(pairs["p256"].key, 50))) is ProviderBusy
 
+    async def test_one_that_does_not_verify_is_told_before_those_that_fail(self, pairs, tmp_path):
+        assert type(await self.refusal(tmp_path, MixedKey(pairs["p256"].key, 0))) is SignatureMismatch
+
     async def test_another_key_s_signature_is_not_released(self, pairs, tmp_path):
         other = OtherKey(pairs["rsa2048"].key, 0)
         other.certificates = pairs["rsa3072"].certificates
-        assert type(await self.refusal(tmp_path, other)) is SigningFailed
+        assert type(await self.refusal(tmp_path, other)) is SignatureMismatch
 
     async def test_a_message_with_another_signature_is_not_released(self, pairs, tmp_path, monkeypatch):
         real = cms.Message.assemble
         monkeypatch.setattr(cms.Message, "assemble", lambda self, data, signature: real(self, data, signature[::-1]))
-        assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SigningFailed
+        assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SignatureMismatch
 
     @pytest.mark.parametrize(
         "change",
@@ -411,7 +424,7 @@ class TestBeforeRelease:
         monkeypatch.setattr(
             archives.Archive, "replaced", lambda self, parts, filename: real(self, change(parts), filename)
         )
-        assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SigningFailed
+        assert type(await self.refusal(tmp_path, pairs["rsa2048"].key)) is SignatureMismatch
 
     async def test_what_does_not_unpack_again_is_not_released(self, pairs, tmp_path, monkeypatch):
         def other(chunks: Any, size: int, compression: Any) -> Sequence[bytes]:
@@ -421,5 +434,5 @@ class TestBeforeRelease:
         for number, archive in enumerate((gzip.compress(self.ARCHIVE), tree({"./a.ko.gz": gzip.compress(ELF)}))):
             (tmp_path / f"{number}").mkdir()
             form = KmodForm(machine="board", artifact=Upload(archive, "a.tgz", len(archive)))
-            with pytest.raises(SigningFailed, match="does not unpack"):
+            with pytest.raises(SignatureMismatch, match="does not unpack"):
                 await Kmod().sign(form, job(tmp_path / f"{number}", pairs["rsa2048"].key))

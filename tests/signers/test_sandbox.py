@@ -138,6 +138,34 @@ async def test_twenty_at_once(kind, tmp_path):
     assert await asyncio.gather(*map(one, range(20))) == [str(number).encode() for number in range(20)]
 
 
+async def test_files_in_the_working_directory(kind, job):
+    async with Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
+        workspace.place("a/b/text", [b"one ", b"two\n"])
+        workspace.place("a/tool", [b"#!/bin/sh\ncat a/b/text\n", b"echo three >>a/b/text; : >empty\n"], executable=True)
+        with pytest.raises(FileExistsError):
+            workspace.place("a/tool", [b""])
+        assert (await workspace.run("/bin/sh", "-c", "a/tool; mv a/b/text a/c; ln -s a/c link")).output == b"one two\n"
+        assert {name: status.st_size for name, status in workspace.files().items()} == {
+            "a/c": 14, "a/tool": 55, "empty": 0,
+        }  # fmt: skip
+        for name in ("../a", "/a", "a/../../b"):
+            with pytest.raises(ValueError, match="relative path"):
+                workspace.place(name, [b""])
+
+
+async def test_a_socket_of_the_service(kind, job):
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(greet, job / "greeter")
+    async with server, Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
+        text = "import socket\nclient = socket.socket(socket.AF_UNIX)\nclient.connect(sys.argv[1])\n"
+        text += "print(json.dumps(client.recv(9).decode()))"
+        assert await _answer(workspace, text, workspace.reach(job / "greeter")) == "hello"
+
+
 async def test_a_signal_is_a_status(kind, job):
     async with Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
         assert (await workspace.run("/bin/sh", "-c", "kill -SEGV $$")).status == 128 + 11
@@ -233,7 +261,7 @@ print(json.dumps({
     links = {path.name for path in map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")) if path.exists()}
     assert set(seen["root"]) == {*links, "dev", "etc", "in", "proc", "tmp", "usr", "work"}
     assert seen["etc"] in ([], ["ld.so.cache"])
-    assert seen["dev"] == ["null", "random", "urandom", "zero"]
+    assert seen["dev"] == ["fd", "null", "random", "stderr", "stdin", "stdout", "urandom", "zero"]
     assert (seen["tmp"], seen["work"], seen["in"]) == ([], [], ["tool.py"])
     assert all(seen["missing"])
     assert set(seen["processes"]) == {1, seen["self"]}

@@ -3,7 +3,9 @@
 import asyncio
 import datetime
 import os
+import secrets
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,9 +21,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from moto.server import ThreadedMotoServer
 from yubihsm import YubiHsm
 from yubihsm.core import AuthSession
-from yubihsm.defs import CAPABILITY
-from yubihsm.objects import AsymmetricKey, AuthenticationKey
+from yubihsm.defs import ALGORITHM, CAPABILITY
+from yubihsm.objects import AsymmetricKey, AuthenticationKey, HmacKey, SymmetricKey
 
+from tests.conftest import ROOT
 from tokens.yubihsm import YubihsmProvider, YubihsmSettings
 from yubihsm_simulator import Connector, Device
 from yubihsm_simulator.backend import DirectBackend
@@ -84,6 +87,23 @@ def keys() -> dict[str, Key]:
     return {name: make_key(name, private) for name, private in privates.items()}
 
 
+@pytest.fixture(scope="session")
+def symmetric_keys() -> dict[str, bytes]:
+    """A symmetric key of each kind."""
+    return {"aes128": secrets.token_bytes(16), "aes256": secrets.token_bytes(32), "hmac": secrets.token_bytes(32)}
+
+
+# SoftHSM's and OpenSC's tools import no secret for HMAC
+IMPORT_SECRET = """
+import sys, softhsm
+from pkcs11 import Attribute, KeyType
+label, pin, kind, name, id_, value = sys.argv[1:]
+with softhsm.log_in(label, pin) as session:
+    attributes = {Attribute.LABEL: name, Attribute.ID: bytes.fromhex(id_)}
+    softhsm.import_secret(session, bytes.fromhex(value), KeyType[kind], attributes)
+"""
+
+
 @dataclass(frozen=True)
 class KeyToken:
     """A SoftHSM token that holds `keys` under their names."""
@@ -101,11 +121,14 @@ class KeyToken:
         return self.directory / "pin"
 
     def run(self, *arguments: str | Path) -> None:
-        subprocess.run(arguments, env=self.env | {"PATH": "/usr/bin:/bin"}, check=True, capture_output=True)
+        env = self.env | {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "softhsm-fixtures")}
+        subprocess.run(arguments, env=env, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session")
-def key_token(keys: dict[str, Key], tmp_path_factory: pytest.TempPathFactory) -> KeyToken:
+def key_token(
+    keys: dict[str, Key], symmetric_keys: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> KeyToken:
     """The keys on a token, each with its certificate under the same CKA_ID."""
     token = KeyToken(tmp_path_factory.mktemp("token"))
     pin = "conformance-pin"
@@ -123,10 +146,14 @@ def key_token(keys: dict[str, Key], tmp_path_factory: pytest.TempPathFactory) ->
         private.unlink()
         tool = ("pkcs11-tool", "--module", token.module, "--token-label", token.label, "--login", "--pin", pin)
         token.run(*tool, "--write-object", certificate, "--type", "cert", *identity)
+    for number, (name, value) in enumerate(symmetric_keys.items(), 0x51):
+        kind = "GENERIC_SECRET" if name == "hmac" else "AES"
+        token.run(sys.executable, "-c", IMPORT_SECRET, token.label, pin, kind, name, f"{number:02x}", value.hex())
     return token
 
 
 SIGN = CAPABILITY.SIGN_PKCS | CAPABILITY.SIGN_PSS | CAPABILITY.SIGN_ECDSA | CAPABILITY.SIGN_EDDSA
+COMPUTE = CAPABILITY.ENCRYPT_ECB | CAPABILITY.DECRYPT_ECB | CAPABILITY.ENCRYPT_CBC | CAPABILITY.DECRYPT_CBC
 READ = CAPABILITY.GET_OPAQUE | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE
 
 
@@ -224,7 +251,7 @@ def simulated_yubihsm(directory: Path) -> Iterator[Yubihsm2]:
         none = CAPABILITY.NONE
         with yubihsm.session() as session:
             for number, label, capabilities, password in (
-                (yubihsm.signer, "signer", SIGN | READ, yubihsm.password),
+                (yubihsm.signer, "signer", SIGN | COMPUTE | CAPABILITY.SIGN_HMAC | READ, yubihsm.password),
                 (yubihsm.auditor, "auditor", CAPABILITY.GET_LOG_ENTRIES, "password-of-the-auditor"),
             ):
                 AuthenticationKey.put_derived(session, number, label, 0xFFFF, capabilities, none, password)
@@ -232,13 +259,20 @@ def simulated_yubihsm(directory: Path) -> Iterator[Yubihsm2]:
 
 
 @pytest.fixture(scope="session")
-def key_yubihsm(keys: dict[str, Key], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yubihsm2]:
+def key_yubihsm(
+    keys: dict[str, Key], symmetric_keys: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Yubihsm2]:
     """The keys on a YubiHSM 2, each with its certificate; shared, so no test changes it."""
     with simulated_yubihsm(tmp_path_factory.mktemp("yubihsm")) as yubihsm:
         with yubihsm.session() as session:
             for number, (name, key) in enumerate(keys.items(), 0x101):
                 put = yubihsm.put(session, number, name, key.private)
                 put.put_certificate(name, 0xFFFF, CAPABILITY.NONE, key.certificate)
+            for number, (name, value) in enumerate(symmetric_keys.items(), 0x151):
+                if name == "hmac":
+                    HmacKey.put(session, number, name, 0xFFFF, CAPABILITY.SIGN_HMAC, value)
+                else:
+                    SymmetricKey.put(session, number, name, 0xFFFF, COMPUTE, ALGORITHM[name.upper()], value)
         yield yubihsm
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import secrets
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tokens.errors import KeyMismatch, KeyNotFound, KeyUnsuited, ProviderProblem, SigningFailed
+from tokens.cmac import cmac
+from tokens.errors import KeyMismatch, KeyNotFound, KeyProblem, KeyUnsuited, ProviderProblem, SigningFailed
 from tokens.file import FileProvider, FileSettings
 from tokens.pkcs11 import Pkcs11Provider, Pkcs11Settings
 from tokens.provider import KeyProvider, KeyReference, PublicKey, spki_sha256
 from tokens.s3 import S3Provider, S3Settings
 from tokens.schemes import Ecdsa, Ed25519, Hash, RsaPkcs1v15, RsaPss, Scheme
 from tokens.secret import SecretSource
+from tokens.symmetric import SymmetricAlgorithm
 from tokens.verify import verify
 from tokens.yubihsm import YubihsmProvider
 
@@ -68,6 +71,9 @@ async def file_store(request: pytest.FixtureRequest, directory: Path) -> Store:
         (directory / f"{name}.key").write_bytes(key.pem)
         (directory / f"{name}.key").chmod(0o600)
         (directory / f"{name}.crt").write_bytes(key.certificate_pem)
+    for name, content in symmetric_files(request).items():
+        (directory / f"{name}.key").write_bytes(content)
+        (directory / f"{name}.key").chmod(0o600)
     return key_store(FileProvider("conformance", FileSettings(kind="file", root=directory)))
 
 
@@ -79,9 +85,18 @@ async def s3_store(request: pytest.FixtureRequest, _directory: Path) -> Store:
     for name, key in request.getfixturevalue("keys").items():
         client.put_object(Bucket="conformance", Key=f"production/{name}.key", Body=key.pem)
         client.put_object(Bucket="conformance", Key=f"production/{name}.crt", Body=key.certificate_pem)
+    for name, content in symmetric_files(request).items():
+        client.put_object(Bucket="conformance", Key=f"production/{name}.key", Body=content)
     client.close()
     settings = S3Settings(kind="s3", bucket="conformance", prefix="production", endpoint_url=endpoint)
     return key_store(S3Provider("conformance", settings))
+
+
+def symmetric_files(request: pytest.FixtureRequest) -> dict[str, bytes]:
+    """The keys in each form that a file may have: hexadecimal, NVIDIA's words, bare bytes."""
+    keys = request.getfixturevalue("symmetric_keys")
+    words = " ".join(f"0x{keys['aes256'][at : at + 4].hex()}" for at in range(0, 32, 4))
+    return {"aes128": keys["aes128"].hex().encode() + b"\n", "aes256": words.encode(), "hmac": keys["hmac"]}
 
 
 def key_store(provider: KeyProvider) -> Store:
@@ -353,3 +368,134 @@ async def test_check(store: Store) -> None:
 @every_provider
 async def test_names_of_a_uri(store: Store) -> None:
     assert "conformance" in store.provider.uri_attributes["token"]
+
+
+ALGORITHMS = {
+    "aes128": SymmetricAlgorithm.AES_128,
+    "aes256": SymmetricAlgorithm.AES_256,
+    "hmac": SymmetricAlgorithm.HMAC_SHA256,
+}
+AES = ("aes128", "aes256")
+AES_OR_HMAC = frozenset(SymmetricAlgorithm) - {SymmetricAlgorithm.AES_256}
+"""What a 32-byte file holds with these is a key for HMAC."""
+
+every_symmetric_key = pytest.mark.parametrize("name", ALGORITHMS)
+every_aes_key = pytest.mark.parametrize("name", AES)
+
+
+def opened(store: Store, name: str) -> Any:
+    return store.provider.open_symmetric(store.reference(name), AES_OR_HMAC if name == "hmac" else {ALGORITHMS[name]})
+
+
+def openssl(command: str, data: bytes) -> bytes:
+    return subprocess.run(["openssl", *command.split()], input=data, check=True, capture_output=True).stdout
+
+
+@every_provider
+@every_aes_key
+@pytest.mark.parametrize("blocks", [1, 3, 500])  # 8,000 bytes: more than a YubiHSM takes at once
+async def test_aes(store: Store, name: str, blocks: int, symmetric_keys: Any) -> None:
+    data, iv, key = secrets.token_bytes(16 * blocks), secrets.token_bytes(16), symmetric_keys[name].hex()
+    cipher = f"-aes-{name.removeprefix('aes')}"
+    async with opened(store, name) as found:
+        assert found.algorithm is ALGORITHMS[name]
+        ecb, cbc = await found.encrypt_ecb(data), await found.encrypt_cbc(iv, data)
+        assert await found.decrypt_ecb(ecb) == await found.decrypt_cbc(iv, cbc) == data
+    assert ecb == openssl(f"enc {cipher}-ecb -K {key} -nopad", data)
+    assert cbc == openssl(f"enc {cipher}-cbc -K {key} -iv {iv.hex()} -nopad", data)
+
+
+@every_provider
+@pytest.mark.parametrize("size", [1, 16, 100, 3000])
+async def test_hmac(store: Store, size: int, symmetric_keys: Any) -> None:
+    data = secrets.token_bytes(size)
+    async with opened(store, "hmac") as key:
+        mac = await key.hmac_sha256(data)
+    options = f"-mac HMAC -macopt hexkey:{symmetric_keys['hmac'].hex()}"
+    assert mac == openssl(f"dgst -sha256 -binary {options}", data)
+
+
+@every_provider
+@every_aes_key
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 32, 5000])
+async def test_cmac(store: Store, name: str, size: int, symmetric_keys: Any) -> None:
+    data = secrets.token_bytes(size)
+    async with opened(store, name) as key:
+        mac = await cmac(key, data)
+    options = f"-cipher AES-{name.removeprefix('aes')}-CBC -macopt hexkey:{symmetric_keys[name].hex()}"
+    assert mac == openssl(f"mac {options} -binary CMAC", data)
+
+
+@every_provider
+async def test_what_a_symmetric_key_is_not_for(store: Store) -> None:
+    block = bytes(16)
+    async with opened(store, "aes128") as aes, opened(store, "hmac") as mac:
+        for call in (
+            aes.hmac_sha256(block), mac.encrypt_ecb(block), mac.decrypt_cbc(block, block),
+            aes.encrypt_ecb(b""), aes.encrypt_ecb(bytes(15)), aes.decrypt_ecb(bytes(17)), aes.encrypt_cbc(block, b""),
+            aes.encrypt_cbc(bytes(15), block), aes.decrypt_cbc(b"", block), mac.hmac_sha256(b""),
+        ):  # fmt: skip
+            with pytest.raises(KeyUnsuited):
+                await call
+        # and the keys are as good as before
+        assert len(await aes.encrypt_ecb(block)) == 16
+        assert len(await mac.hmac_sha256(block)) == 32
+
+
+@every_provider
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("aes128", {SymmetricAlgorithm.AES_256}),
+        ("aes256", {SymmetricAlgorithm.AES_128}),
+        ("hmac", {SymmetricAlgorithm.AES_128}),
+    ],
+)
+async def test_symmetric_key_of_another_type(store: Store, name: str, wanted: set[SymmetricAlgorithm]) -> None:
+    with pytest.raises(KeyProblem, match="for AES-"):
+        async with store.provider.open_symmetric(store.reference(name), wanted):
+            pass
+
+
+@every_provider
+async def test_neither_is_the_other(store: Store) -> None:
+    with pytest.raises(KeyProblem):
+        async with store.provider.open(store.reference("aes256")):
+            pass
+    with pytest.raises(KeyProblem):
+        async with store.provider.open_symmetric(store.reference("rsa2048"), frozenset(SymmetricAlgorithm)):
+            pass
+
+
+@every_provider
+async def test_missing_symmetric_key(store: Store) -> None:
+    with pytest.raises(KeyNotFound) as caught:
+        async with store.provider.open_symmetric(store.reference("absent"), frozenset(SymmetricAlgorithm)):
+            pass
+    assert caught.value.hint
+
+
+@every_provider
+async def test_place(store: Store) -> None:
+    places = []
+    for name in (*ALGORITHMS, *ALGORITHMS):
+        async with opened(store, name) as key:
+            places.append(key.place)
+    assert len(set(places)) == len(ALGORITHMS)
+
+
+@every_provider
+async def test_many_symmetric_operations_at_once(store: Store, symmetric_keys: Any) -> None:
+    blocks = [bytes([number]) * 16 for number in range(50)]
+    async with opened(store, "aes256") as key:
+        made = await asyncio.gather(*(key.encrypt_ecb(block) for block in blocks))
+    assert b"".join(made) == openssl(f"enc -aes-256-ecb -K {symmetric_keys['aes256'].hex()} -nopad", b"".join(blocks))
+
+
+@every_provider
+@every_symmetric_key
+async def test_symmetric_key_after_the_job(store: Store, name: str) -> None:
+    async with opened(store, name) as key:
+        pass
+    with pytest.raises(ProviderProblem, match="ended"):
+        await (key.hmac_sha256(bytes(16)) if name == "hmac" else key.encrypt_ecb(bytes(16)))

@@ -45,8 +45,8 @@ COMMANDS = {
 }  # fmt: skip
 """What Yubico's command reference calls the commands."""
 
-SIGNATURES = frozenset({0x47, 0x55, 0x56, 0x5D, 0x6A})
-"""The commands that are reconciled with what the service asked for."""
+SIGNATURES = frozenset({0x47, 0x55, 0x56, 0x5D, 0x6A} | {0x53, 0x6F, 0x70, 0x71, 0x72})
+"""The commands that are reconciled with what the service asked for: signatures, and the uses of symmetric keys."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tokens.frames import Action, Header
 from tokens.schemes import Scheme
+from tokens.symmetric import Operation
 
 
 class DriverError(Exception):
@@ -27,7 +28,7 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectReference:
-    """Which private key object is meant: its label (CKA_LABEL), its ID (CKA_ID), or both."""
+    """Which key object is meant: its label (CKA_LABEL), its ID (CKA_ID), or both."""
 
     label: str | None
     id: bytes | None
@@ -55,6 +56,21 @@ class KeyDriver(Driver, Protocol):
 
     def sign(self, reference: ObjectReference, public: Any, scheme: Scheme, data: bytes) -> bytes:
         """Signs with the key if it is the one of `public`."""
+
+
+@runtime_checkable
+class SymmetricDriver(Driver, Protocol):
+    """A driver that computes with symmetric keys."""
+
+    def find_symmetric(self, reference: ObjectReference) -> Header:
+        """Looks the key up anew.
+
+        Returns `secret` (a flat object: what tells it from any other), `algorithm` (a `SymmetricAlgorithm`) and
+        `data_max_bytes` (for one `compute`).
+        """
+
+    def compute(self, reference: ObjectReference, secret: Any, operation: Operation, data: bytes, iv: bytes) -> bytes:
+        """Uses the key if it is the one of `secret`."""
 
 
 @runtime_checkable

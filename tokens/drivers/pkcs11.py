@@ -20,6 +20,7 @@ from tokens.errors import KeyUnusable
 from tokens.frames import Action, Header
 from tokens.schemes import Ecdsa, Ed25519, Hash, RsaPkcs1v15, RsaPss, Scheme, digest_info
 from tokens.secret import read_secret
+from tokens.symmetric import AES_BYTES, HMAC_BYTES, Operation, SymmetricAlgorithm
 
 _HASH_MECHANISMS = {
     Hash.SHA224: (Mechanism.SHA224, MGF.SHA224),
@@ -31,6 +32,20 @@ _HASH_MECHANISMS = {
     Hash.SHA3_384: (Mechanism.SHA3_384, MGF.SHA3_384),
     Hash.SHA3_512: (Mechanism.SHA3_512, MGF.SHA3_512),
 }
+
+# The method of a key by which python-pkcs11 does it, which is there where the object's attributes allow it
+_OPERATIONS = {
+    Operation.ENCRYPT_ECB: ("encrypt", Mechanism.AES_ECB),
+    Operation.DECRYPT_ECB: ("decrypt", Mechanism.AES_ECB),
+    Operation.ENCRYPT_CBC: ("encrypt", Mechanism.AES_CBC),
+    Operation.DECRYPT_CBC: ("decrypt", Mechanism.AES_CBC),
+    Operation.HMAC_SHA256: ("sign", Mechanism.SHA256_HMAC),
+}
+
+_HMAC_TYPES = (KeyType.GENERIC_SECRET, KeyType.SHA256_HMAC)
+
+_DATA_MAX_BYTES = 1 << 20
+"""What is handed to the module at once: less than a frame, and soon done."""
 
 # What each return value means for the call and for the session (PKCS#11 v2.40, section 5.1).
 # A value that is not here leaves the module in a state that nobody knows: the worker is replaced.
@@ -112,7 +127,7 @@ def _translate(error: Exception) -> DriverError:
 
 
 class Pkcs11Driver:
-    """Implements `tokens.drivers.driver.KeyDriver`.
+    """Implements `tokens.drivers.driver.KeyDriver` and `SymmetricDriver`.
 
     Arguments:
         module: path of the PKCS#11 module.
@@ -130,10 +145,12 @@ class Pkcs11Driver:
         self._library: Any = None
         self._session: Any = None
         self._keys: dict[ObjectReference, tuple[Any, Any]] = {}
+        self._symmetric: dict[ObjectReference, tuple[Any, Header]] = {}
 
     def open(self) -> Header:
         """Opens a session and logs in, once."""
         self._keys.clear()
+        self._symmetric.clear()
         self.close()
         try:
             self._library = self._library or self._load()
@@ -257,6 +274,40 @@ class Pkcs11Driver:
             raise _translate(error) from None
         return signature
 
+    def find_symmetric(self, reference: ObjectReference) -> Header:
+        """Looks the key up anew."""
+        self._symmetric.pop(reference, None)
+        try:
+            key, secret = self._find_symmetric(reference)
+        except pkcs11.PKCS11Error as error:
+            raise _translate(error) from None
+        self._symmetric[reference] = key, secret
+        return {"secret": secret, "algorithm": secret["algorithm"], "data_max_bytes": _DATA_MAX_BYTES}
+
+    def compute(self, reference: ObjectReference, secret: Any, operation: Operation, data: bytes, iv: bytes) -> bytes:
+        """Computes in the resident session."""
+        try:
+            if reference not in self._symmetric:
+                self._symmetric[reference] = self._find_symmetric(reference)
+            key, found = self._symmetric[reference]
+            if found != secret:
+                raise DriverError(
+                    "KeyMismatch",
+                    "The key on the token is another one than when it was looked up.",
+                    "If it was re-created on purpose, send the request again.",
+                )
+            name, mechanism = _OPERATIONS[operation]
+            method = getattr(key, name, None)
+            if method is None:
+                raise DriverError(
+                    "KeyUnsuited", f"The key may not {name} (CKA_{name.upper()} is false).", "Grant a key that may."
+                )
+            result: bytes = method(data, mechanism=mechanism, mechanism_param=iv or None)
+        except pkcs11.PKCS11Error as error:
+            self._symmetric.pop(reference, None)
+            raise _translate(error) from None
+        return result
+
     def check(self) -> None:
         """Asks the token who it is, and the session for an object that need not be there."""
         try:
@@ -267,7 +318,18 @@ class Pkcs11Driver:
 
     def _find_key(self, reference: ObjectReference) -> tuple[Any, Any, bytes]:
         """The private key object, its public key's values, and its CKA_ID."""
-        template: dict[Attribute, Any] = {Attribute.CLASS: ObjectClass.PRIVATE_KEY}
+        key = self._find_object(ObjectClass.PRIVATE_KEY, "private key", reference)
+        if not hasattr(key, "sign"):
+            raise DriverError("KeyUnusable", "The key may not sign (CKA_SIGN is false).", "Grant a signing key.")
+        return key, self._public_values(key), bytes(key[Attribute.ID])
+
+    def _find_symmetric(self, reference: ObjectReference) -> tuple[Any, Header]:
+        """The secret key object, and what it is known by."""
+        key = self._find_object(ObjectClass.SECRET_KEY, "secret key", reference)
+        return key, {"label": key.label, "id": bytes(key[Attribute.ID]).hex(), "algorithm": _symmetric_algorithm(key)}
+
+    def _find_object(self, class_: ObjectClass, what: str, reference: ObjectReference) -> Any:
+        template: dict[Attribute, Any] = {Attribute.CLASS: class_}
         if reference.label is not None:
             template[Attribute.LABEL] = reference.label
         if reference.id is not None:
@@ -276,19 +338,16 @@ class Pkcs11Driver:
         if not keys:
             raise DriverError(
                 "KeyNotFound",
-                "The token holds no private key of the granted label and ID.",
+                f"The token holds no {what} of the granted label and ID.",
                 "Compare the grant with what is on the token, for example by `pkcs11-tool --list-objects --login`.",
             )
         if len(keys) > 1:
             raise DriverError(
                 "KeyAmbiguous",
-                f"{len(keys)} private keys on the token match the grant.",
+                f"{len(keys)} {what}s on the token match the grant.",
                 "Name the key by label and id in the grant, or delete what is not needed.",
             )
-        key = keys[0]
-        if not hasattr(key, "sign"):
-            raise DriverError("KeyUnusable", "The key may not sign (CKA_SIGN is false).", "Grant a signing key.")
-        return key, self._public_values(key), bytes(key[Attribute.ID])
+        return keys[0]
 
     def _public_values(self, key: Any) -> Any:
         """The public key as JSON values: what identifies the key from then on."""
@@ -320,6 +379,23 @@ class Pkcs11Driver:
             return []
         template = {Attribute.CLASS: ObjectClass.CERTIFICATE, Attribute.ID: key_id}
         return [bytes(found[Attribute.VALUE]).hex() for found in self._session.get_objects(template)]
+
+
+def _symmetric_algorithm(key: Any) -> SymmetricAlgorithm:
+    """What a secret key object is for."""
+    size = key[Attribute.VALUE_LEN]
+    if key.key_type == KeyType.AES:
+        found = next((algorithm for algorithm, bytes_ in AES_BYTES.items() if bytes_ == size), None)
+    else:
+        is_mac = key.key_type in _HMAC_TYPES and size in HMAC_BYTES
+        found = SymmetricAlgorithm.HMAC_SHA256 if is_mac else None
+    if found is None:
+        raise DriverError(
+            "KeyUnusable",
+            "The secret key's type or length is not supported.",
+            f"Grant an AES key of 16 or 32 bytes, or a generic secret of {HMAC_BYTES[0]} to {HMAC_BYTES[-1]}.",
+        )
+    return found
 
 
 def _mechanism(scheme: Scheme, data: bytes) -> tuple[Mechanism, Any, bytes]:

@@ -23,24 +23,29 @@ CAPABILITIES = {_SPELT.get(each, str(each.name).lower().replace("_", "-")): each
 
 SIGNING = CAPABILITY.SIGN_PKCS | CAPABILITY.SIGN_PSS | CAPABILITY.SIGN_ECDSA | CAPABILITY.SIGN_EDDSA
 
-KEY_USES = (
-    SIGNING
-    | CAPABILITY.DECRYPT_PKCS
-    | CAPABILITY.DECRYPT_OAEP
-    | CAPABILITY.DERIVE_ECDH
-    | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE
-    | CAPABILITY.SIGN_HMAC
-    | CAPABILITY.VERIFY_HMAC
+COMPUTING = (
+    CAPABILITY.SIGN_HMAC
     | CAPABILITY.ENCRYPT_ECB
     | CAPABILITY.DECRYPT_ECB
     | CAPABILITY.ENCRYPT_CBC
     | CAPABILITY.DECRYPT_CBC
 )
+"""What the service does with symmetric keys; the capabilities of each key say which of it."""
+
+KEY_USES = (
+    SIGNING
+    | COMPUTING
+    | CAPABILITY.DECRYPT_PKCS
+    | CAPABILITY.DECRYPT_OAEP
+    | CAPABILITY.DERIVE_ECDH
+    | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE
+    | CAPABILITY.VERIFY_HMAC
+)
 """All that a declared key can be for."""
 
 ROLES: dict[Role, CAPABILITY] = {
     # a certificate and its attestation are no secrets, and the service offers both
-    "signer": SIGNING | CAPABILITY.GET_OPAQUE | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE,
+    "signer": SIGNING | COMPUTING | CAPABILITY.GET_OPAQUE | CAPABILITY.SIGN_ATTESTATION_CERTIFICATE,
     "auditor": CAPABILITY.GET_LOG_ENTRIES,
     # no wrap keys: who can put one knows it, and could take every exportable key home; no reset: it ends the audit
     "admin": (

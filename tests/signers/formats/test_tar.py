@@ -1,6 +1,7 @@
 import io
 import subprocess
 import tarfile
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -193,3 +194,39 @@ def bounded(archive: bytes) -> None:
         pass
     assert max(read) <= tar.PADDING_MAX_BYTES
     assert len(read) <= 2 * (len(archive) // 512 + 2)
+
+
+def chunked(archive: bytes, size: int) -> Iterator[bytes]:
+    return (archive[at : at + size] for at in range(0, len(archive), size))
+
+
+def outcome(read: Callable[[], list[tuple[tar.Member, bytes]]]) -> list[tuple[tar.Member, bytes]] | str:
+    try:
+        return read()
+    except TarError:
+        return "refused"
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1_000_000])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_a_stream_has_the_same_members(form, size):
+    archive = build(form)
+    found = [(member, b"".join(pieces)) for member, pieces in tar.stream(chunked(archive, size))]
+    assert found == [(each, content(archive, each)) for each in walk(archive)]
+    # nobody need read a content
+    assert [member for member, _ in tar.stream(chunked(archive, size))] == walk(archive)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_damaged_stream_is_read_or_refused_as_a_file_is(data):
+    archive = bytearray(data.draw(st.sampled_from([build(form) for form in FORMATS.values()])))
+    for _ in range(data.draw(st.integers(0, 2))):
+        block = data.draw(st.integers(0, len(archive) // 512 - 1))
+        patch = data.draw(st.binary(max_size=12) | st.sampled_from([b"x", b"L", b"g", b"77777777777\0", b"\xff" * 12]))
+        archive = bytearray(patched(data.draw(st.integers(0, 500)), patch, archive, block))
+    del archive[data.draw(st.integers(0, len(archive))) :]
+    damaged = bytes(archive)
+    streamed = outcome(lambda: [(each, b"".join(pieces)) for each, pieces in tar.stream(chunked(damaged, 700))])
+    whole = outcome(lambda: [(each, content(damaged, each)) for each in walk(damaged)])
+    assert streamed == whole
