@@ -23,7 +23,7 @@ lint: setup ## ruff, mypy, import-linter, shellcheck
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@shellcheck scripts/setup scripts/unpack-debian scripts/unpack-cst scripts/unpack-u-boot scripts/unpack-modules scripts/make-constraints scripts/run .ci/run
+	@shellcheck scripts/setup scripts/unpack-debian scripts/unpack-cst scripts/unpack-u-boot scripts/build-fit-check-sign scripts/unpack-modules scripts/make-constraints scripts/run .ci/run
 
 bench: setup ## rates and memory on a SoftHSM token, writes bench-report.json
 	@$(BIN)/python bench $(ARGS)

@@ -32,6 +32,8 @@ from bare import BareWorker, bare_workers, drive
 from imx import imx_request, write_cst_input
 from kmod import SignFile, check_tree, modules, signature_request, write_tree
 from load import Load, Upload, check_local, post, upload
+from mender import KEYS as MENDER_KEYS
+from mender import check_artifact, sha256sum, sign_in_place, write_artifact
 from rich.console import Console
 from rich.table import Column, Table
 from service import PeakMemory, service
@@ -56,6 +58,7 @@ UPLOAD_EXTRA_MIB_WANTED = 20
 IMX_EXTRA_MS_WANTED = 15
 KMOD_TOKEN_RATIO_WANTED = 0.67
 KMOD_TOOL_RATIO_WANTED = 0.125
+MENDER_SHA256SUM_RATIO_WANTED = 2
 YUBIHSM_BUSY_WANTED = 0.98
 YUBIHSM_EXTRA_MS_WANTED = 3
 
@@ -70,9 +73,10 @@ class Plan:
     upload_mib: tuple[int, ...] = (1, 1024)
     generic_mib: int = 1024
     modules: int = 1000
+    mender_mib: int = 2048
 
 
-QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64), generic_mib=16, modules=50)
+QUICK = Plan(seconds=1, rounds=1, workers=(1,), upload_mib=(1, 64), generic_mib=16, modules=50, mender_mib=32)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Bench:
         yield from self.imx()
         yield from self.generic()
         yield from self.kmod()
+        yield from self.mender()
         for workers in self.plan.workers:
             yield from self.yubihsm(workers)
 
@@ -306,6 +311,35 @@ class Bench:
         yield file_row(f"sign-file itself {len(paths)} modules", None, tools)
         yield replace(file_row(f"{case}, tar.gz", 1, packed), peak_mib=memory.peak_mib)
 
+    def mender(self) -> Iterator[Row]:
+        """An artifact for `/sign/mender`, as an upload and in place; the service and sha256sum take turns."""
+        mib = self.plan.mender_mib
+        uploads: list[Load] = []
+        in_place: list[Load] = []
+        sums: list[Load] = []
+        with tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="mender-") as name:
+            directory = Path(name)
+            artifact, answer = write_artifact(directory, mib), directory / "answer.mender"
+            settings = {"HSMSIGN_SIGNERS__MENDER__DIRECTORIES": json.dumps([name])}
+            with (
+                service(self.config, self.log, 1, settings=settings) as running,
+                PeakMemory(running.pid) as memory,
+            ):
+                for number in range(self.plan.rounds):
+                    self.say(f"artifact of {mib} MiB, round {number + 1} of {self.plan.rounds}")
+                    fields = {"distro": DISTRO, "force": "1"}
+                    done = upload(running.url, "/sign/mender", fields, artifact, answer)
+                    uploads.append(load_of(Runs(done.seconds, [done.seconds], int(done.status != httpx.codes.OK)), mib))
+                    sums.append(load_of(sha256sum(artifact), mib))
+                    distro = list(MENDER_KEYS)[number % 2]
+                    in_place.append(load_of(sign_in_place(running.url, distro, artifact), mib))
+            check_artifact(answer, self.fixtures / f"public/{MENDER_KEYS[DISTRO]}.pem")
+            check_artifact(artifact, self.fixtures / f"public/{MENDER_KEYS[distro]}.pem")
+        row = file_row(f"/sign/mender {mib} MiB", 1, uploads)
+        yield replace(beside_tool(row, uploads, sums), peak_mib=memory.peak_mib)
+        yield beside_tool(file_row(f"/sign/mender artifact-uri {mib} MiB", 1, in_place), in_place, sums)
+        yield file_row(f"sha256sum itself {mib} MiB", None, sums)
+
     def say(self, what: str) -> None:
         """Progress, for a reader who waits."""
         self.console.print(what, style="dim", highlight=False)
@@ -457,13 +491,20 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
             yield verdict(row.token_ratio >= KMOD_TOKEN_RATIO_WANTED, text)
             text = f"{row.case}: {row.tool_ratio:.3f} of the time of sign-file, wanted {KMOD_TOOL_RATIO_WANTED}"
             yield verdict(row.tool_ratio <= KMOD_TOOL_RATIO_WANTED, text)
+    for row in rows:
+        if row.case.startswith("/sign/mender") and row.tool_ratio is not None:
+            text = f"{row.case}: {row.tool_ratio:.2f} of the time of sha256sum, wanted {MENDER_SHA256SUM_RATIO_WANTED}"
+            yield verdict(row.tool_ratio <= MENDER_SHA256SUM_RATIO_WANTED, text)
     peaks = [row.peak_mib for row in rows if ".swu" in row.case and row.peak_mib is not None]
     if not peaks:
         yield "[yellow]no memory was measured: only root may look into the service's processes"
         return
-    extra = peaks[-1] - peaks[0]
+    for row in rows:
+        if row.case.startswith("/sign/mender") and row.peak_mib is not None:
+            peaks.append(row.peak_mib)
+    extra = max(peaks) - peaks[0]
     wanted = f"wanted at most {UPLOAD_EXTRA_MIB_WANTED}"
-    yield verdict(extra <= UPLOAD_EXTRA_MIB_WANTED, f"{extra:.1f} MiB more for the largest upload, {wanted}")
+    yield verdict(extra <= UPLOAD_EXTRA_MIB_WANTED, f"{extra:.1f} MiB more for the largest uploads, {wanted}")
 
 
 def yubihsm_verdict(row: Row) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,17 @@ class Service:
 
 
 @contextmanager
-def service(config: Path, log: Path, sessions: int, provider: str = "softhsm") -> Iterator[Service]:
-    """`hsmsign serve` on a free port of 127.0.0.1, ready to sign, with that many workers of the provider's token."""
+def service(
+    config: Path,
+    log: Path,
+    sessions: int,
+    provider: str = "softhsm",
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Service]:
+    """`hsmsign serve` on a free port of 127.0.0.1, ready to sign, with that many workers of the provider's token.
+
+    `settings` are more variables.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     hsmsign = Path(sys.executable).with_name("hsmsign")
@@ -46,6 +55,7 @@ def service(config: Path, log: Path, sessions: int, provider: str = "softhsm") -
                 **os.environ,
                 f"HSMSIGN_PROVIDERS__{provider.upper()}__SESSIONS": str(sessions),
                 "HSMSIGN_SIGNERS__IMX__CST_BASE": str(CST_BASE),
+                **(settings or {}),
             },
         )
     running = Service(f"http://127.0.0.1:{port}", process.pid)

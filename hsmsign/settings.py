@@ -27,9 +27,12 @@ from hsmsign.variables import (
     key_file_grants,
 )
 from signers.archives import ArchiveLimits
+from signers.ekb import EkbSettings
 from signers.imx import ImxSettings
 from signers.mender import MenderSettings
+from signers.rockchip import RkSettings
 from signers.sandbox import ToolSettings
+from signers.tegra import TegraSettings
 from tokens.errors import Error
 from tokens.registry import ProviderSettings
 from tokens.secret import SecretSource
@@ -124,6 +127,8 @@ class LogSettings(Section):
 class SignersSettings(Section):
     """`[signers.NAME]`: what a signer has of its own."""
 
+    ekb: EkbSettings = EkbSettings()
+    """Jetson EKB images."""
     imx: ImxSettings = ImxSettings()
     """NXP i.MX boot images."""
     kmod: ArchiveLimits = ArchiveLimits()
@@ -132,6 +137,15 @@ class SignersSettings(Section):
     """Trusted Applications of OP-TEE's."""
     mender: MenderSettings = MenderSettings()
     """Mender artifacts."""
+    rk: RkSettings = RkSettings()
+    """Rockchip's boot chain."""
+    tegra: TegraSettings = TegraSettings()
+    """Boot files of NVIDIA Jetsons."""
+
+    @property
+    def rkoptee_tee(self) -> RkSettings:
+        """Its tools are in the same place."""
+        return self.rk
 
 
 class Grant(Section):

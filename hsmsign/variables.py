@@ -53,6 +53,10 @@ def from_digsigserver(environ: Mapping[str, str]) -> Iterator[Setting]:
         yield Setting(("limits", "upload_max_bytes"), "DIGSIGSERVER_REQUEST_MAX_SIZE", size)
     if base := environ.get("DIGSIGSERVER_IMX_CST_BASE"):
         yield Setting(("signers", "imx", "cst_base"), "DIGSIGSERVER_IMX_CST_BASE", base)
+    if base := environ.get("DIGSIGSERVER_L4T_TOOLS_BASE"):
+        yield Setting(("signers", "tegra", "l4t_base"), "DIGSIGSERVER_L4T_TOOLS_BASE", base)
+    if tools := environ.get("DIGSIGSERVER_RK_TOOLS_PATH"):
+        yield Setting(("signers", "rk", "tools"), "DIGSIGSERVER_RK_TOOLS_PATH", tools)
     if seconds := environ.get("DIGSIGSERVER_RESPONSE_TIMEOUT"):
         yield Setting(("limits", "job_timeout_s"), "DIGSIGSERVER_RESPONSE_TIMEOUT", seconds)
         yield Setting(("server", "response_timeout_s"), "DIGSIGSERVER_RESPONSE_TIMEOUT", seconds)

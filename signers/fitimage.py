@@ -9,9 +9,9 @@ import hashlib
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import quote
@@ -124,21 +124,45 @@ class Fitimage:
 
     async def sign(self, form: FitimageForm, job: Job) -> Signed:
         """See `Signer.sign`."""
-        artifact = await job.run(_read, form.artifact)
-        dtb = None if form.dtb is None else await job.run(_read_dtb, form.dtb)
-        names = _key_names(form, artifact.fit, dtb)
-        async with AsyncExitStack() as stack:
-            opened = {name: await _opened(name, form, job, stack) for name in sorted(set(names.values()))}
-            asked = [_Asked(signature, name, opened[name], form.algo) for signature, name in names.items()]
-            stamp = Stamp(
-                signer="hsmsign",
-                version=version("hsmsign"),
-                timestamp=int(time.time()) if form.timestamp is None else form.timestamp,
-                comment=form.comment,
-            )
-            digests = await job.run(_stamp, artifact, asked, stamp)
-            await _sign(artifact, asked, digests)
-        return await job.run(_finish, artifact, asked, dtb, form, job)
+        return await sign(form, job, _opened, UBoot())
+
+
+@dataclass(frozen=True, slots=True)
+class UBoot:
+    """What is special in the U-Boot that verifies a FIT.
+
+    Arguments:
+        algorithms: those that it knows; None: all that are made here.
+        longest_salt: it takes only PSS signatures with the longest salt there is room for.
+        add_key: writes a key into its device tree.
+    """
+
+    algorithms: frozenset[str] | None = None
+    longest_salt: bool = False
+    add_key: Callable[[fdt.Tree, str, fit.PublicKey, Algorithm, str | None], None] = fit.add_key
+
+
+KeyOf = Callable[[str, FitimageForm, Job, AsyncExitStack], Awaitable[SigningKey]]
+"""Opens the key of a name, for as long as the stack lasts."""
+
+
+async def sign(form: FitimageForm, job: Job, key_of: KeyOf, uboot: UBoot) -> Signed:
+    """The signed FIT; in an archive with the dtb, where that came. Raises as `Signer.sign` does."""
+    artifact = await job.run(_read, form.artifact)
+    dtb = None if form.dtb is None else await job.run(_read_dtb, form.dtb)
+    names = _key_names(form, artifact.fit, dtb)
+    async with AsyncExitStack() as stack:
+        opened = {name: await key_of(name, form, job, stack) for name in sorted(set(names.values()))}
+        asked = [_Asked(signature, name, opened[name], form.algo, uboot) for signature, name in names.items()]
+        stamp = Stamp(
+            signer="hsmsign",
+            version=version("hsmsign"),
+            timestamp=int(time.time()) if form.timestamp is None else form.timestamp,
+            comment=form.comment,
+        )
+        digests = await job.run(_stamp, artifact, asked, stamp)
+        await _sign(artifact, asked, digests)
+    return await job.run(_finish, artifact, asked, dtb, form, job)
 
 
 class _File:
@@ -198,12 +222,16 @@ class _Asked:
     name: str
     key: SigningKey
     algo: str | None
+    uboot: UBoot
 
     def __post_init__(self) -> None:
         try:
             _ = self.algorithm.scheme
         except FitError as error:
             raise _no_fit(f"{error}") from None
+        if self.uboot.algorithms is not None and self.algorithm.name not in self.uboot.algorithms:
+            known = ", ".join(sorted(self.uboot.algorithms))
+            raise _no_fit(f"its algo {self.algorithm.name!r} is none that the device verifies, which are {known}")
         if not self.algorithm.suits(self.key.public_key):
             raise KeyUnsuited(
                 f"The key {self.name} is not one for {self.algorithm.name}, which {self.signature.path} asks for.",
@@ -213,9 +241,11 @@ class _Asked:
     @property
     def algorithm(self) -> Algorithm:
         """That of the request, else the FIT's own."""
-        if self.algo is not None:
-            return Algorithm(self.algo, fit.text(self.signature.node, "padding"))
-        return self.signature.algorithm
+        if self.algo is None:
+            found = self.signature.algorithm
+        else:
+            found = Algorithm(self.algo, fit.text(self.signature.node, "padding"))
+        return replace(found, longest_salt=self.uboot.longest_salt)
 
     @property
     def public_key(self) -> fit.PublicKey:
@@ -323,8 +353,12 @@ def _finish(artifact: _File, asked: Sequence[_Asked], dtb: fdt.Tree | None, form
     if dtb is None or form.dtb is None:
         return Signed(signed, f"{FIT_NAME}.signed")
     tree = _with_keys(dtb, form.dtb, asked, required=bool(form.mark_required))
-    scratch = Scratch(job.directory(), ArchiveLimits())
-    archive = _archive({FIT_NAME: signed, _dtb_name(form.dtb): (tree,)})
+    return packed({FIT_NAME: signed, _dtb_name(form.dtb): (tree,)}, Scratch(job.directory(), ArchiveLimits()))
+
+
+def packed(files: Mapping[str, tuple[Part, ...]], scratch: Scratch) -> Signed:
+    """A tar.gz of the files. Raises SignatureMismatch where it does not unpack to the same."""
+    archive = _archive(files)
     upload = scratch.pack(archive, archives.GZIP)
     if not archives.holds(upload, archives.GZIP, archive):
         raise _unsound("it does not unpack to what was packed")
@@ -377,7 +411,7 @@ def _verify(signed: tuple[Part, ...], asked: Sequence[_Asked]) -> None:
                 raise _unsound("a hash is not that of its image")
         for each in asked:
             signature = found[each.signature.path]
-            if signature.algorithm != each.algorithm:
+            if replace(signature.algorithm, longest_salt=each.algorithm.longest_salt) != each.algorithm:
                 raise _unsound("a signature is by another algorithm")
             value = signature.node.value("value")
             digest = finished.digest(signature, each.algorithm)
@@ -390,7 +424,7 @@ def _with_keys(tree: fdt.Tree, upload: Upload, asked: Sequence[_Asked], *, requi
     """The dtb with the keys: those of images first, as mkimage writes them. It does not shrink."""
     for each in asked:
         kind = "image" if each.signature.of_image else "conf"
-        fit.add_key(tree, each.name, each.public_key, each.algorithm, kind if required else None)
+        each.uboot.add_key(tree, each.name, each.public_key, each.algorithm, kind if required else None)
     try:
         encoded = tree.encode(size_min=tree.total_size)
     except FdtError as error:

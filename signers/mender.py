@@ -14,11 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pydantic import Field, model_validator
 
 from signers import archives
-from signers import artifact_uri as places
-from signers.artifact_uri import StoreSettings
+from signers.artifact_uri import PATTERN, StoreSettings, fetch
 from signers.formats import mender, tar
 from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactChanged, ArtifactRejected, KeyUnsuited, SigningFailed
+from tokens.errors import ArtifactChanged, ArtifactRejected, KeyUnsuited, SignatureMismatch, SigningFailed
 from tokens.provider import PublicKey, SigningKey
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
 from tokens.verify import verify
@@ -41,7 +40,7 @@ class MenderForm(Form):
         str | None,
         Field(
             alias="artifact-uri",
-            pattern=places.PATTERN,
+            pattern=PATTERN,
             max_length=4096,
             description="file:// or s3://; the signed artifact replaces what is there, and the answer is a text.",
         ),
@@ -72,7 +71,7 @@ class Mender:
         if form.artifact is not None:
             artifact = await job.run(_read, form.artifact, settings)
             return await _signed(artifact, form, job) or artifact.unchanged
-        stored = await places.fetch(form.artifact_uri or "", settings, job)
+        stored = await fetch(form.artifact_uri or "", settings, job)
         artifact = await job.run(_read, stored.upload, settings)
         signed = await _signed(artifact, form, job)
         if signed is None:
@@ -97,8 +96,10 @@ async def _signed(artifact: "_Artifact", form: MenderForm, job: Job) -> Signed |
                     "The artifact is signed already, and not by this key.", "Send `force=1` to replace the signature."
                 )
         signature = await key.sign(scheme, hashlib.sha256(artifact.manifest).digest())
-        signed = artifact.with_signature(mender.encode_signature(signature))
-        await job.run(artifact.verify, signed, key)
+        content = mender.encode_signature(signature)
+        _verify(content, artifact.manifest, key)
+    signed = artifact.with_signature(content)
+    await job.run(artifact.check, signed, content)
     return signed
 
 
@@ -112,7 +113,7 @@ def _scheme(public_key: PublicKey) -> RsaPkcs1v15 | Ecdsa:
 
 
 def _verify(content: bytes, manifest: bytes, key: SigningKey) -> None:
-    """Raises MenderError or SigningFailed where a `manifest.sig` is none of this key over this manifest."""
+    """Raises MenderError or SignatureMismatch where a `manifest.sig` is none of this key over this manifest."""
     signature = mender.decode_signature(content)
     verify(key.public_key, _scheme(key.public_key), hashlib.sha256(manifest).digest(), signature)
 
@@ -120,7 +121,7 @@ def _verify(content: bytes, manifest: bytes, key: SigningKey) -> None:
 def _is_good(content: bytes, manifest: bytes, key: SigningKey) -> bool:
     try:
         _verify(content, manifest, key)
-    except (mender.MenderError, SigningFailed):
+    except (mender.MenderError, SignatureMismatch):
         return False
     return True
 
@@ -154,19 +155,21 @@ class _Artifact:
         )
         return Signed(parts, _filename(self.upload))
 
-    def verify(self, signed: Signed, key: SigningKey) -> None:
-        """Parses the finished artifact anew: it has the files that came, and a good signature. Raises SigningFailed."""
+    def check(self, signed: Signed, content: bytes) -> None:
+        """Parses the finished artifact anew: it has what came, and this `manifest.sig`.
+
+        Raises SigningFailed: a file that others write to meanwhile is not the key's fault, and locks none.
+        """
         try:
             members = list(tar.members(signed.read, signed.size))
             layout = mender.layout(members)
-            if layout.signature is None:
-                raise _unsound("it has no signature")
             if _files(members) != _files(_members(self.upload)):
                 raise _unsound("its files are not those that came")
-            manifest = signed.read(layout.manifest.data_offset, layout.manifest.size)
-            if manifest != self.manifest:
+            if signed.read(layout.manifest.data_offset, layout.manifest.size) != self.manifest:
                 raise _unsound("its manifest is not the one that was signed")
-            _verify(signed.read(layout.signature.data_offset, layout.signature.size), manifest, key)
+            found = layout.signature
+            if found is None or signed.read(found.data_offset, found.size) != content:
+                raise _unsound("it does not have the signature that was made")
         except (tar.TarError, mender.MenderError) as error:
             raise _unsound(f"{error}") from None
 

@@ -6,6 +6,7 @@ has a device burn the key's hash into its fuses.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from signers import rockchip_tools
+from signers import rockchip_fit, rockchip_tools
+from signers.fitimage import GAP_MAX_BYTES
 from signers.formats import idblock, rkloader
 from signers.formats.idblock import Header, IdblockError
 from signers.formats.rkloader import Loader, LoaderError
@@ -55,6 +57,14 @@ def _lower(text: Any) -> Any:
     return text.lower() if isinstance(text, str) else text
 
 
+def _hex(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    if text and not re.fullmatch(r"(?:0[xX])?[0-9a-fA-F]{1,8}", text):
+        raise ValueError("it is no number in hex, as 0x1000")
+    return int(text, 16) if text else None
+
+
 def _no_if_empty(text: Any) -> Any:
     return text or False
 
@@ -81,6 +91,11 @@ class RkForm(Form):
             " a key in a file."
         ),
     ] = False
+    external_data_offset: Annotated[
+        Annotated[int, Field(gt=0, le=GAP_MAX_BYTES)] | None,
+        BeforeValidator(_hex, json_schema_input_type=str),
+        Field(description="fit-image: where all data is to stand in the file, in hex as mkimage's -p."),
+    ] = None
 
 
 class Rk:
@@ -98,6 +113,8 @@ class Rk:
 
     async def sign(self, form: RkForm, job: Job) -> Signed:
         """See `Signer.sign`."""
+        if form.artifact_type == "fit-image":
+            return await rockchip_fit.sign(form.machine, form.artifact, form.external_data_offset, job)
         boot = await job.run(_read, form)
         if form.burn_key_hash:
             return await _burning(form, boot, job)
@@ -235,8 +252,9 @@ async def _burning(form: RkForm, boot: _Boot, job: Job) -> Signed:
     try:
         await job.run(_verify, boot, signed, public_key)
     except (IdblockError, LoaderError, SignatureMismatch) as error:
+        fault = f"{error}".removesuffix(".")
         raise ToolFailed(
-            f"What rk_sign_tool made is not sound: {error}", "Check that the artifact is one that it knows."
+            f"What rk_sign_tool made is not sound: {fault}.", "Check that the artifact is one that it knows."
         ) from None
     return signed
 

@@ -48,7 +48,8 @@ SETPRIV = Path("/usr/bin/setpriv")
 _LIBRARIES = Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "")
 _SYSTEM = tuple(map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")))
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where tools find programs."""
 _OPEN_FILES_MAX = 256
 # Users that no distribution or directory service gives out. Each workspace of a service that runs as root has one:
 # by chance where it begins, since another service on this host may do the same.
@@ -185,25 +186,31 @@ class Workspace(ABC):
 
         Raises ValueError where the name leads elsewhere.
         """
-        path = self._directory / _inside(name)
-        for parent in reversed(path.relative_to(self._directory).parents[:-1]):
-            if not (self._directory / parent).is_dir():
-                (self._directory / parent).mkdir(mode=0o700)
-                self._hand_over(self._directory / parent)
+        path = self._new(name)
         with path.open("xb") as file:
             file.writelines(chunks)
         path.chmod(0o700 if executable else 0o600)
         self._hand_over(path)
 
-    def files(self) -> dict[str, os.stat_result]:
-        """The regular files in the working directory, by their names in it, with what the system knows of them."""
+    def link(self, name: str, target: str) -> None:
+        """Makes a symbolic link in the working directory, to a path as the tool sees it; see `place`."""
+        self._new(name).symlink_to(target)
+
+    def _new(self, name: str) -> Path:
+        path = self._directory / _inside(name)
+        for parent in reversed(path.relative_to(self._directory).parents[:-1]):
+            if not (self._directory / parent).is_dir():
+                (self._directory / parent).mkdir(mode=0o700)
+                self._hand_over(self._directory / parent)
+        return path
+
+    def files(self) -> dict[str, Path]:
+        """The host's paths of the regular files in the working directory, by their names in it."""
         found = {}
         for directory, _, names in os.walk(self._directory):  # which follows no link
-            for name in names:
-                path = Path(directory, name)
-                status = path.lstat()
-                if stat.S_ISREG(status.st_mode):
-                    found[str(path.relative_to(self._directory))] = status
+            for path in (Path(directory, name) for name in names):
+                if stat.S_ISREG(path.lstat().st_mode):
+                    found[str(path.relative_to(self._directory))] = path
         return found
 
     @abstractmethod
@@ -255,7 +262,7 @@ class Workspace(ABC):
         """
         program = Path(argv[0]).name
         environment = {
-            "PATH": _PATH,
+            "PATH": PATH,
             "LANG": "C.UTF-8",
             "HOME": self.work,
             "PWD": self.work,

@@ -1,8 +1,11 @@
 """Trusted Applications (TAs) of OP-TEE's, in a tree of files or a single one: found, signed and put back.
 
-tas = await read(form.artifact, job)
-async with job.keys.open("key", machine=form.machine) as key:
-    return await tas.sign(Signing(key), job)
+    tas = await read(form.artifact, job)
+    async with job.keys.open("key", machine=form.machine) as key:
+        return await tas.sign(Signing(key), job)
+
+What their files hold is in `formats/ta.py`. Images stay where they are, and are read three times: to be hashed, to be
+verified, and to be sent.
 """
 
 import hashlib
@@ -24,10 +27,13 @@ from tokens.errors import ArtifactRejected, KeyUnsuited, SignatureMismatch
 from tokens.provider import SigningKey, SymmetricKey
 from tokens.verify import check_suited
 
+TAS_MAX = 1024
+"""The most TAs in an archive: what stands before their images is in memory."""
+
 TEXT_MAX_BYTES = 1024
 """The most that a file beside a TA may hold, which says its UUID, version or name."""
 
-ENCRYPTED_MAX_BYTES = 32 * 1024 * 1024
+ENCRYPTED_MAX_BYTES = 16 * 1024 * 1024
 """The largest TA that is encrypted or decrypted: it is in memory then, here as in OP-TEE."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -375,6 +381,8 @@ def _found(archive: Archive) -> tuple[list[Unsigned], set[bytes]]:
     for files in directories.values():
         found, needless = _Directory(archive, files).found()
         tas += found
+        if len(tas) > TAS_MAX:
+            raise archives.rejected(f"it has more than {TAS_MAX} TAs")
         without |= needless
     return tas, without
 

@@ -67,7 +67,7 @@ class Blob:
                 at = end + 4 - end % 4
                 path.append(name)
                 where = "/".join(path) or "/"
-                if "@" in name or where in self.nodes or len(where) > 200:
+                if where in self.nodes or len(where) > 200:
                     raise Refused(f"a node that cannot be told apart: {where}")
                 self.nodes[where] = {}
                 yield Token("begin", start, at, where, name)
@@ -108,8 +108,8 @@ def verify(fit: bytes, dtb: bytes) -> int:
     keys = control.below("/signature")
     required = [key for key in keys if "required" in control.nodes[key]] or keys
     configurations = image.below("/configurations")
-    if not keys or not configurations:
-        raise Refused("no key, or no configuration")
+    if not keys or not configurations or any("@" in path for path in image.nodes):
+        raise Refused("no key, no configuration, or nodes that libfdt may mistake for others")
     for configuration in configurations:
         covered = covered_nodes(image, configuration)
         for key in required:

@@ -40,12 +40,13 @@ from certificates import (
     write_key,
     write_private,
 )
-from pkcs11 import Attribute
-from softhsm import generate_on_token, import_certificate, import_key, initialise, log_in
+from pkcs11 import Attribute, KeyType
+from softhsm import generate_on_token, import_certificate, import_key, import_secret, initialise, log_in
 
 from signers.formats import ahab, hab
 
 HERE = Path(__file__).absolute().parent
+SECRETS = {"aes128": (KeyType.AES, 16), "aes256": (KeyType.AES, 32), "hmac": (KeyType.GENERIC_SECRET, 32)}
 # what the results depend on
 INPUTS = [*sorted(HERE.glob("*.toml")), *sorted(HERE.glob("*.py")), Path(hab.__file__), Path(ahab.__file__)]
 
@@ -91,6 +92,8 @@ def make(declaration: dict[str, Any], configuration: str, directory: Path) -> No
     authorities = {each["name"]: Authority(each["subject"], generate("p256")) for each in declaration["authorities"]}
     for name, authority in authorities.items():
         write_certificate(directory / "certificates" / f"{name}.pem", authority.certificate)
+    for file in declaration["files"]:
+        write_hex(directory / "keys" / file["file"], secrets.token_bytes(file["bytes"]))
     with ThreadPoolExecutor() as pool:  # its keys are made while the tokens make theirs
         pkis = [imx_pki.Making(imx_pki.Pki(**each), pool) for each in declaration["pkis"]]
         for token in declaration["tokens"]:
@@ -98,6 +101,8 @@ def make(declaration: dict[str, Any], configuration: str, directory: Path) -> No
             with log_in(token["label"], pin) as session:
                 for key in token["keys"]:
                     make_key(session, key, authorities, directory)
+                for secret in token.get("secrets", ()):
+                    make_secret(session, secret, directory)
         with log_in(imx_pki.TOKEN, pin) as session:
             for making in pkis:
                 making.certify_srks(authorities, directory / "certificates")
@@ -128,6 +133,18 @@ def make_key(session: pkcs11.Session, key: dict[str, Any], authorities: dict[str
         write_certificate(directory / "certificates" / f"{key['label']}.pem", certificate)
         if "file" in wanted:
             write_certificate(directory / "keys" / wanted["file"], certificate)
+
+
+def make_secret(session: pkcs11.Session, secret: dict[str, str], directory: Path) -> None:
+    type_, size = SECRETS[secret["type"]]
+    value = secrets.token_bytes(size)
+    write_hex(directory / "keys" / secret["file"], value)
+    attributes = {Attribute.LABEL: secret["label"], Attribute.ID: bytes.fromhex(secret["id"])}
+    import_secret(session, value, type_, attributes)
+
+
+def write_hex(path: Path, value: bytes) -> None:
+    write_private(path, value.hex().encode() + b"\n")
 
 
 if __name__ == "__main__":

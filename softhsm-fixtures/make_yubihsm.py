@@ -108,7 +108,12 @@ def setup_file(url: str, ours: Path, keys: Any) -> str:
 
 def kind(path: Path) -> tuple[str, list[str]]:
     """The algorithm of a key file, and what it may be used for."""
-    match serialization.load_pem_private_key(path.read_bytes(), None):
+    data = path.read_bytes()
+    if b"-----BEGIN " not in data:  # hexadecimal: the key of a Jetson's fuses
+        if path.name == "sbk.txt" and len(data.strip()) == 64:  # of a tegra234, which derives keys from it
+            return "hmac-sha256", ["sign-hmac"]
+        return f"aes{4 * len(data.strip())}", ["encrypt-ecb", "decrypt-ecb", "encrypt-cbc", "decrypt-cbc"]
+    match serialization.load_pem_private_key(data, None):
         case rsa.RSAPrivateKey() as key:
             return f"rsa{key.key_size}", ["sign-pkcs", "sign-pss"]
         case ec.EllipticCurvePrivateKey() as key:

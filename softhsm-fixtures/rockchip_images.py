@@ -1,4 +1,4 @@
-"""Rockchip's idblocks and USB loaders for the tests and the demo, and what a boot ROM makes of signed ones.
+"""Rockchip's idblocks, USB loaders and TAs for the tests and the demo, and what a boot ROM makes of what is signed.
 
 Written from the layouts alone, and with nothing of the service: scripts/rkimage.c of barebox, tools/rkcommon.c of
 U-Boot (whose mkimage makes the idblocks) and tools/rockchip/boot_merger.c of Rockchip's U-Boot. Run as a program it
@@ -13,7 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from uuid import UUID
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 HEADER, SIGNED, SECTOR = 2048, 1536, 512
@@ -72,6 +75,17 @@ def loader(images: Mapping[str, bytes], soc: str = "3588", *, plain: bool = True
             at += len(data)
     merged += b"".join(data for entries in lists.values() for data in entries.values())
     return merged + crc(merged).to_bytes(4, "little")
+
+
+def trusted_application(private_key: rsa.RSAPrivateKey, image: bytes, *, pss: bool, uuid: UUID | None) -> bytes:
+    """A signed TA, as Rockchip ships them; without a UUID, of the older type (OP-TEE's sign_encrypt.py)."""
+    sizes = len(image), 0x70414930 if pss else 0x70004830, 32, private_key.key_size // 8
+    head = struct.pack("<IIIIHH", 0x4F545348, uuid is not None, *sizes)
+    fields = uuid.bytes + struct.pack("<I", 3) if uuid else b""
+    signed = head + fields + image
+    scheme = padding.PSS(padding.MGF1(hashes.SHA256()), 32) if pss else padding.PKCS1v15()
+    signature = private_key.sign(signed, scheme, hashes.SHA256())
+    return head + hashlib.sha256(signed).digest() + signature + fields + image
 
 
 def rc4(data: bytes) -> bytes:

@@ -85,7 +85,7 @@ def test_certificates_verify_for_their_purpose(softhsm: SoftHsm, key: dict[str, 
 
 
 def test_what_is_secret_is_private(softhsm: SoftHsm) -> None:
-    patterns = ("*.key", "*.priv", "*_key.pem", "*.tar.gz")
+    patterns = ("*.key", "*.priv", "*_key.pem", "*-key.pem", "*.tar.gz")
     in_files = [path for pattern in patterns for path in softhsm.keys.rglob(pattern)]
     secret = [softhsm.pin_file, *in_files, *softhsm.directory.glob("tokens/**/*.object")]
     assert len(secret) > len(KEYS)

@@ -22,6 +22,7 @@ import httpx
 import imx
 import kmod
 import mender
+import optee
 import swupdate
 import uefi
 from case import ROOT, Case, Fixtures
@@ -29,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from services import BUCKET, CREDENTIALS, s3_server, service, yubihsm
 
-CASES = (swupdate.cases, imx.cases, kmod.cases, mender.cases, uefi.cases, generic.cases)
+CASES = (swupdate.cases, imx.cases, kmod.cases, mender.cases, optee.cases, uefi.cases, generic.cases)
 
 REQUEST_TIMEOUT_S = 60.0
 LOG = ".cache/demo/service.log"

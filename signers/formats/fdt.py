@@ -80,17 +80,21 @@ Value = bytes | Span
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """A value, and where its name stands among the strings."""
+    """A value, where its name stands among the strings, and what fills up its last 4 bytes.
+
+    libfdt leaves there whatever it finds, and who signs the bytes of a tree signs that too.
+    """
 
     name_offset: int
     value: Value
+    padding: bytes = b""
 
     def parts(self) -> Iterator[Value]:
         """Its bytes in the structure block (section 5.4.1, FDT_PROP)."""
         length = value_size(self.value)
         yield _U32.pack(_PROP) + _PROPERTY.pack(length, self.name_offset)
         yield self.value
-        yield bytes(-length % 4)
+        yield self.padding or bytes(-length % 4)
 
 
 @dataclass(slots=True, eq=False)
@@ -309,8 +313,7 @@ class _Parser:
                 raise FdtError(f"its short values take more than {VALUES_MAX_BYTES} bytes")
         else:
             self._skip(length)
-        self._skip(-length % 4)
-        node.properties[name] = Property(name_offset, value)
+        node.properties[name] = Property(name_offset, value, self._take(-length % 4))
 
     def _name(self, offset: int) -> str:
         name, end, _ = self._strings[offset : offset + NAME_MAX_BYTES + 1].partition(b"\0")
@@ -326,7 +329,7 @@ class _Parser:
         return text.decode("latin-1")
 
     def _take(self, length: int) -> bytes:
-        data = self._peek(length)
+        data = self._peek(length) if length else b""
         self._skip(length)
         return data
 

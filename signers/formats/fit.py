@@ -70,14 +70,18 @@ class FitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """How a signature is made: the `algo` of its node, as in "sha256,rsa2048", and its `padding`."""
+    """How a signature is made: the `algo` of its node, as in "sha256,rsa2048", and its `padding`.
+
+    The salt of PSS is as long as the digest, or the longest that there is room for.
+    """
 
     name: str
     padding: str | None = None
+    longest_salt: bool = False
 
     @property
     def scheme(self) -> RsaPkcs1v15 | RsaPss | Ecdsa:
-        """Raises FitError where it is none that is made here. The salt of PSS is as long as the digest."""
+        """Raises FitError where it is none that is made here."""
         hash_name, _, crypto = self.name.partition(",")
         if hash_name not in ("sha256", "sha384", "sha512") or crypto not in {**_RSA, **_CURVES}:
             raise FitError(f"its algo {self.name!r} is none that is made here")
@@ -86,7 +90,9 @@ class Algorithm:
             return Ecdsa(hash_)
         if self.padding not in (None, "pkcs-1.5", "pss"):
             raise FitError(f"its padding {self.padding!r} is unknown")
-        return RsaPss(hash_, hash_.size) if self.padding == "pss" else RsaPkcs1v15(hash_)
+        if self.padding != "pss":
+            return RsaPkcs1v15(hash_)
+        return RsaPss(hash_, _RSA[crypto] // 8 - hash_.size - 2 if self.longest_salt else hash_.size)
 
     def suits(self, public_key: object) -> bool:
         """Whether it is for keys of this type and size."""
@@ -100,9 +106,9 @@ class Algorithm:
 
     @property
     def signature_size(self) -> int:
-        """Length of a signature in bytes; ECDSA's is r || s."""
+        """Length of a signature in bytes; ECDSA's is r || s. Raises FitError as `scheme` does."""
         crypto = self.name.partition(",")[2]
-        return _RSA[crypto] // 8 if crypto in _RSA else 2 * _CURVES[crypto].key_size // 8
+        return 2 * _CURVES[crypto].key_size // 8 if isinstance(self.scheme, Ecdsa) else _RSA[crypto] // 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,8 @@ IMAGE_MAX_BYTES = 0xFFFF_FFFF
 ELF_HEAD_BYTES = 18
 """How many bytes `check_elf` needs."""
 
-SUBKEY_MAX_BYTES = 4096
-"""The largest struct shdr_subkey that is read; one with an RSA-4096 key has 576 bytes."""
+SUBKEY_MAX_BYTES = 2048
+"""The largest struct shdr_subkey that is read; one with an RSA-4096 key has 577 bytes."""
 
 NAME_MAX_BYTES = 255
 """The longest name below a subkey."""
@@ -335,6 +335,8 @@ def _signed_header(read_at: ReadAt, offset: int) -> SignedHeader:
     scheme = _ALGORITHMS.get(number)
     if scheme is None or hash_size != HASH.size:
         raise TaError(f"its algorithm {number:#010x} is neither RSA-PSS nor PKCS #1 v1.5 with SHA-256")
+    if signature_size > KEY_BITS[-1] // 8:
+        raise TaError("its signature is longer than that of any key that OP-TEE takes")
     header = Header(Kind(kind), image_size, scheme, signature_size)
     rest = _exactly(read_at, offset + _SHDR.size, hash_size + signature_size)
     return SignedHeader(header, rest[:hash_size], rest[hash_size:])

@@ -38,6 +38,9 @@ _NEEDED = (
     "bootloader/rollback/rollback_parser.py", "l4t_sign_image.sh",
 )  # fmt: skip
 
+PROGRAMS = ("bash", "cpp", "dtc", "getopt", "perl", "python3")
+"""What the scripts, and what stands in for NVIDIA's program, need of the host."""
+
 _PATCHES = (
     (
         "bootloader/BUP_generator.py",
@@ -91,6 +94,14 @@ class Bsp:
         """NVIDIA's own `tegraopenssl`."""
         return self.root / "bootloader" / STAND_IN
 
+    def unsupported(self) -> str | None:
+        """Why it cannot be used, however complete it is."""
+        if self.soctype == "tegra210" or self.numbers < (32, 5):
+            return "it signs by a program that reads the private key itself, which the client's text could take there"
+        if self.numbers >= (39,):
+            return "its helpers are called in another way"
+        return None
+
     def faults(self) -> list[str]:
         """What is missing: files, and patches."""
         needed = (self.helper, *_NEEDED)
@@ -106,6 +117,13 @@ class Bsp:
             for path in sorted(place.iterdir()) if place.is_dir() else ():
                 if path.name != STAND_IN and _is_script(path):
                     yield str(path.relative_to(self.root)), path.read_bytes()
+
+    def programs(self) -> Iterator[str]:
+        """The names, below `root`, of the programs that scripts may look for beside themselves."""
+        for place in (self.root, self.root / "bootloader"):
+            for path in sorted(place.iterdir()):
+                if path.name != STAND_IN and _is_program(path):
+                    yield str(path.relative_to(self.root))
 
     def tool_names(self) -> frozenset[str]:
         """What no upload may be called: a script that finds it would take it for the tool."""
@@ -124,10 +142,10 @@ def find(base: Path, version: str, soctype: SocType) -> Bsp:
             f"L4T {version} for {soctype} is not installed; there are: {there}.",
             "Ask for one of those, or install NVIDIA's BSP below signers.tegra.l4t_base.",
         )
-    if soctype == "tegra210" or bsp.numbers < (32, 5):
+    if unsupported := bsp.unsupported():
         raise ToolUnavailable(
-            f"L4T {version} for {soctype} signs by a program that reads the private key itself.",
-            "Use L4T 32.5 or later on tegra186, tegra194 and tegra234: their keys stay out of the job.",
+            f"L4T {version} for {soctype} cannot be used: {unsupported}.",
+            "Use L4T 32.5 up to 38 on tegra186, tegra194 and tegra234.",
         )
     if faults := bsp.faults():
         raise ToolUnavailable(

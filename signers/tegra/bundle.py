@@ -35,7 +35,8 @@ _ENVIRONMENT: Mapping[str, re.Pattern[str]] = {
     "BOARDID": _WORD, "FAB": _WORD, "BOARDSKU": _WORD, "BOARDREV": _WORD, "CHIPREV": _WORD, "CHIP_SKU": _SKU,
     "RAMCODE": _WORD, "fuselevel": _WORD, "localbootfile": _FILE, "CHIPID": _WORD,
 }  # fmt: skip
-_KEYS: Mapping[str, re.Pattern[str]] = _ENVIRONMENT | {
+_KEYS: Mapping[str, re.Pattern[str]] = {
+    **_ENVIRONMENT,
     "DTBFILE": _FILE, "LNXFILE": _FILE, "EMMC_BCTS": _FILES, "ODMDATA": _FILES, "boardcfg": _FILE,
     "BUPGEN": _FLAG, "BUPGENSPECS": _SPECS, "SIGNFILES": _FLAG, "DIGSIG_MACHINE": _WORD,
 }  # fmt: skip
@@ -85,6 +86,11 @@ class Bundle:
 
     files: Mapping[str, FileRange]
     manifest: Manifest
+
+    @property
+    def to_sign(self) -> list[str]:
+        """The names of the files that get a signature of their own, where that is what is to be done."""
+        return [name for name in self.files if name != "MANIFEST"]
 
 
 def unpack(artifact: Upload, limits: ArchiveLimits, scratch: Scratch, tools: Collection[str]) -> Bundle:

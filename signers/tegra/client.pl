@@ -14,7 +14,8 @@ if (@ARGV > 1 && -f $ARGV[1]) {
 }
 
 # one request, one answer: every text is its length (32 bits, big-endian) and its bytes
-socket(my $service, 1, 1, 0) && connect($service, pack('S a108', 1, '/run/service')) or fail('the service is gone');
+my $service;
+socket($service, 1, 1, 0) && connect($service, pack('S a108', 1, '/run/service')) or fail('the service is gone');
 binmode $service;
 my $request = pack('N N/a*', scalar @ARGV, $content) . join '', map { pack 'N/a*', $_ } @ARGV;
 for (my $sent = 0; $sent < length $request;) {
@@ -23,12 +24,14 @@ for (my $sent = 0; $sent < length $request;) {
 my $answer = '';
 while (sysread($service, $answer, 1 << 20, length $answer)) { }
 
-my ($status, $text, @files) = unpack 'C N/a* (N/a* N N/a*)*', $answer;
+my ($status, $text) = unpack 'C N/a*', $answer;
 defined $text or fail('the service refuses the request');
 if ($status == 255) {
-    exec { $text } $text, @ARGV or fail('NVIDIA\'s program cannot be started');
+    exec { $text } $text, @ARGV or fail("NVIDIA's program cannot be started");
 }
-while (my ($path, $offset, $data) = splice @files, 0, 3) {
+for (my $at = 5 + length $text; $at < length $answer;) {
+    my ($path, $offset, $data) = unpack "x$at N/a* N N/a*", $answer;
+    $at += 12 + length($path) + length $data;
     # into a file at an offset, or a file of its own
     open(my $file, $offset ? '+<' : '>', $path) or fail("cannot write $path");
     binmode $file;

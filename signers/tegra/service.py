@@ -3,8 +3,8 @@
     async with KeyService(directory / "service", keys, limits, job, program) as service:
         ...run the scripts, with client.pl in the program's place...
 
-The scripts have a public key and placeholders, which stand for keys that never get there. All that leaves is signatures,
-ciphertexts, their tags and MACs.
+The scripts have a public key and placeholders, which stand for keys that never get there. All that leaves is
+signatures, ciphertexts, their tags and MACs.
 """
 
 import asyncio
@@ -212,7 +212,7 @@ class KeyService:
             return self._program
         key, paths = self._keys.signing.public_key, arguments[2:]
         match arguments[0], key:
-            case (b"--isPkcKey" | b"--isPkcPubKey"), rsa.RSAPublicKey():
+            case ((b"--isPkcKey" | b"--isPkcPubKey"), rsa.RSAPublicKey()):
                 text = f"Key size is {key.key_size // 8} bytes"
                 contents = [requests.public_key(key), requests.montgomery(key)]
             case b"--isEccKey", ec.EllipticCurvePublicKey():
@@ -222,7 +222,9 @@ class KeyService:
                 text, contents = "Valid eddsa key", [requests.public_key(key)]
             case _:
                 return _Answer()  # what it says of a key of another type: nothing
-        return _Answer(f"{text}\n".encode(), tuple((path, 0, data) for path, data in zip(paths, contents, strict=False)))
+        return _Answer(
+            f"{text}\n".encode(), tuple((path, 0, data) for path, data in zip(paths, contents, strict=False))
+        )
 
     # signatures
 
@@ -230,25 +232,21 @@ class KeyService:
         parse = {b"--rsa": requests.parse_rsa, b"--ecc": requests.parse_ecc, b"--ed25519": requests.parse_ed25519}
         request, key = parse[arguments[0]](content), self._keys.signing
         scheme = _scheme(arguments[0], request, key)
-        digest = request.message
+        data = request.message
         if not isinstance(scheme, Ed25519):
-            digest = await self._job.run(_hashed, scheme.hash, request.message)
-        signature = await key.sign(scheme, digest)  # which verifies it
-        match scheme:
-            case RsaPss():
-                stored = requests.rsa_signature(signature)
-            case Ecdsa():
-                stored = requests.ecdsa_signature(signature, request.signature_bytes)
-            case _:
-                stored = signature
-        if len(stored) != request.signature_bytes:
+            data = await self._job.run(_hashed, scheme.hash, data)
+        signature = await key.sign(scheme, data)  # which verifies it
+        if isinstance(scheme, RsaPss):
+            signature = requests.rsa_signature(signature)
+        elif isinstance(scheme, Ecdsa):
+            signature = requests.ecdsa_signature(signature, request.signature_bytes)
+        if len(signature) != request.signature_bytes:
             raise RequestError("a signature of another size than there is room for")
-        name = (await self._job.run(_hashed, Hash.SHA256, request.message)) if digest is request.message else digest
+        digest = await self._job.run(_hashed, Hash.SHA256, request.message)
+        self.made.signatures.setdefault(digest, set()).add(signature)
         self._job.lent("pkc", scheme)
-        _log.info("signed for NVIDIA's scripts: %s, digest %s", scheme, name.hex())
-        of_message = await self._job.run(_hashed, Hash.SHA256, request.message)
-        self.made.signatures.setdefault(of_message, set()).add(stored)
-        files = [(request.output_path, 0, stored)]
+        _log.info("the message of %d bytes that was signed has the SHA-256 %s", len(request.message), digest.hex())
+        files = [(request.output_path, 0, signature)]
         if request.public_key_path is not None:
             files.append((request.public_key_path, 0, requests.public_key(key.public_key)))
         if request.montgomery_path is not None and isinstance(key.public_key, rsa.RSAPublicKey):
@@ -352,5 +350,3 @@ def _encrypted(derived: bytes, request: KdfRequest, block_bytes: int) -> tuple[b
         encrypted.append(sealed[:-BLOCK_BYTES])
         entries.append((iv, sealed[-BLOCK_BYTES:], hashlib.sha512(encrypted[-1]).digest()))
     return b"".join(encrypted), requests.meta_blob(entries)
-
-

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.server import ThreadedMotoServer
 
+from tests.stand_in_bsp.build import make_bsp
+
 PATIENCE_S = 20.0
 
 AWS = {
@@ -227,9 +229,18 @@ def service(
 
 
 @pytest.fixture(scope="session")
-def fixtures_service(yubihsm: Any, start: Callable[..., Running]) -> Running:
+def l4t_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where BSPs stand that play NVIDIA's."""
+    base = tmp_path_factory.mktemp("nvidia")
+    for soctype in ("tegra186", "tegra194", "tegra234"):
+        make_bsp(base, "35.4.1", soctype)
+    return base
+
+
+@pytest.fixture(scope="session")
+def fixtures_service(yubihsm: Any, l4t_base: Path, start: Callable[..., Running]) -> Running:
     """The service on all of the fixtures and a simulated YubiHSM 2, with NXP's tool as `make setup` puts it."""
     tables = tomllib.loads(yubihsm.config)
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
-    imx = tables["signers"]["imx"]
-    return start({**providers, "grants": tables["grants"], "tools": tables["tools"], "signers.imx": imx})
+    signers = {"signers.imx": tables["signers"]["imx"], "signers.tegra": {"l4t_base": str(l4t_base)}}
+    return start({**providers, "grants": tables["grants"], "tools": tables["tools"], **signers})

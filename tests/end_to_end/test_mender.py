@@ -95,6 +95,15 @@ def test_mender_artifact_accepts_an_upload(
     mender_service.assert_no_files()
 
 
+def test_a_signature_that_is_no_good_does_not_lock_the_key(mender_service: Any, unsigned: bytes) -> None:
+    signed = post(mender_service, "demo-token", unsigned).content
+    at = signed.index(b"manifest.sig") + 520
+    answer = post(mender_service, "demo-token", flipped(signed, at))
+    assert answer.status_code == 422
+    assert "not by this key" in answer.json()["detail"]
+    assert post(mender_service, "demo-token", unsigned).content == signed
+
+
 def contract_s_line(service: Any, distro: str, uri: str) -> str:
     return (
         "curl --connect-timeout 30 --max-time 1800 --retry 3 --silent --fail -X POST"

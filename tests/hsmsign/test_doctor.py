@@ -68,6 +68,9 @@ async def test_all_is_well(softhsm) -> None:
     assert {finding.level for finding in findings} == {Level.OK}
     assert any(finding.subject == "providers.softhsm" for finding in findings)
     assert any("RSA-2048 for swupdate" in finding.message for finding in findings)
+    said = {finding.subject: finding.message for finding in findings}
+    assert said["grants: demo-token-ekb"] == "AES-256 for ekb"
+    assert said["grants: demo-ekb-disk"] == "a file for ekb"
 
 
 async def test_mistakes_in_the_settings_are_findings(tmp_path: Path) -> None:
@@ -167,8 +170,12 @@ async def test_key_files_alone(softhsm, tmp_path: Path) -> None:
     findings = await examine(None, environ)
     assert any(finding.subject == "grants: swupdate-cms, distro demo-file" for finding in findings)
     assert any(finding.subject == "grants: imx-files, machine demo-file-p256" for finding in findings)
+    assert any(finding.subject == "grants: ekb-fuse, machine demo-file" for finding in findings)
     found = {finding.subject: finding.message for finding in findings if finding.level is not Level.OK}
-    assert found == {"signers.imx.cst_base": "there is no cst below /opt/NXP: imx cannot sign."}
+    assert found == {
+        "signers.imx.cst_base": "there is no cst below /opt/NXP: imx cannot sign.",
+        "signers.tegra.l4t_base": "there is no BSP below /opt/nvidia: tegra cannot sign.",
+    }
 
 
 async def test_the_sandbox(softhsm, monkeypatch: pytest.MonkeyPatch) -> None:

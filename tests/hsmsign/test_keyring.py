@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmsign.keyring import Keyring
 from hsmsign.settings import Grant, Settings
+from signers.ekb import Ekb
 from signers.registry import SIGNERS
 from signers.swupdate import Swupdate
 from tests.attestations import SERIAL, Chain, der
@@ -23,6 +24,7 @@ from tokens.errors import (
     KeyNotFound,
     KeyNotGranted,
     KeyUnsuited,
+    KeyUnusable,
     PinRefused,
     ProviderUnavailable,
 )
@@ -84,7 +86,7 @@ async def running(settings: Settings, providers: dict[str, KeyProvider]) -> Asyn
     for provider in providers.values():
         await provider.start()
     try:
-        yield Keyring(settings, providers, (*SIGNERS, Firmware()))
+        yield Keyring(settings, providers, (*SIGNERS, Firmware(), OtherEkb()))
     finally:
         for provider in providers.values():
             await provider.stop()
@@ -216,6 +218,78 @@ class TestRightKey:
         async with keyring(grant("a", "a.key"), grant("b", "a.key", role="cms")) as keys:
             assert (await keys.readiness()).ready
             assert await name_of(keys, root, distro="x") == "a.key"
+
+
+class OtherEkb(Ekb):
+    """A second signer with a symmetric key."""
+
+    name = "other-ekb"
+
+
+class TestSymmetric:
+    """Symmetric keys: bound to their signers by their place."""
+
+    @pytest.fixture
+    def fuses(self, root: Path) -> Path:
+        """Two keys of fuses, and one that is a copy of the first."""
+        for name, byte in (("a.fuse", "a1"), ("b.fuse", "b2"), ("copy.fuse", "a1")):
+            (root / name).write_text(byte * 32)
+            (root / name).chmod(0o600)
+        return root
+
+    @staticmethod
+    def fuse(name: str, object: str, **keys: Any) -> Grant:
+        return grant(name, object, **{"signer": "ekb", "role": "fuse", **keys})
+
+    @staticmethod
+    async def used(keyring: Keyring, signer: str = "ekb", machine: str = "x") -> bytes:
+        async with keyring.keys(signer).open_symmetric("fuse", machine=machine) as key:
+            return await key.encrypt_ecb(bytes(16))
+
+    async def test_by_machine(self, keyring, fuses: Path) -> None:
+        grants = self.fuse("a", "a.fuse", machine="one"), self.fuse("b", "{machine}.fuse", machine="b*")
+        async with keyring(*grants) as keys:
+            assert await self.used(keys, machine="one") != await self.used(keys, machine="b")
+            with pytest.raises(KeyNotFound):
+                await self.used(keys, machine="two")
+            with pytest.raises(KeyNotFound):
+                await self.used(keys, machine="bb")
+            async with keys.keys("ekb").open_symmetric("fuse", machine="b") as key:
+                pass
+            with pytest.raises(ProviderUnavailable, match="ended"):
+                await key.encrypt_ecb(bytes(16))
+
+    async def test_one_place_under_two_signers_is_refused_under_both(self, keyring, fuses: Path) -> None:
+        grants = self.fuse("ours", "a.fuse"), self.fuse("theirs", "a.fuse", signer="other-ekb")
+        async with keyring(*grants, self.fuse("b", "b.fuse", machine="b")) as keys:
+            for signer in ("ekb", "other-ekb"):
+                with pytest.raises(KeyMismatch, match=r"ekb and other-ekb.*ours, theirs"):
+                    await self.used(keys, signer, machine="x")
+            ours, theirs, free = (await keys.readiness()).keys
+            assert [type(state.error) for state in (ours, theirs)] == [KeyMismatch, KeyMismatch]
+            assert free.usable
+
+    async def test_a_copy_is_another_key(self, keyring, fuses: Path) -> None:
+        grants = self.fuse("ours", "a.fuse"), self.fuse("theirs", "copy.fuse", signer="other-ekb")
+        async with keyring(*grants) as keys:
+            assert await self.used(keys) == await self.used(keys, "other-ekb")
+
+    async def test_what_is_known_of_it(self, keyring, fuses: Path) -> None:
+        (fuses / "short.fuse").write_text("00" * 15)
+        grants = [self.fuse(name, f"{name}.fuse", machine=name) for name in ("a", "short")]
+        async with keyring(*grants, self.fuse("each", "{machine}.fuse", machine="e*")) as keys:
+            good, bad, each = (await keys.readiness()).keys
+            assert (good.usable, good.algorithm, good.spki_sha256, good.public_key_pem) == (True, "AES-256", None, None)
+            assert (bad.usable, type(bad.error)) == (False, KeyUnusable)
+            assert (each.usable, each.algorithm) == (None, None)
+
+    async def test_it_signs_nothing(self, keyring, fuses: Path) -> None:
+        async with keyring(self.fuse("a", "a.fuse")) as keys:
+            with pytest.raises(KeyNotFound, match="that signs is called a"):
+                async with keys.open_grant("a"):
+                    pass
+            with pytest.raises(KeyNotFound, match="that signs is called a"):
+                await keys.attest("a")
 
 
 class AttestingProvider(FileProvider):

@@ -47,6 +47,16 @@ object = "table.bin"
 """
 
 
+FUSE = """
+[[grants]]
+provider = "files"
+name = "fuse"
+signer = "ekb"
+role = "fuse"
+object = "oem_k1.key"
+"""
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -164,7 +174,7 @@ class TestDigsigserver:
                 "DIGSIGSERVER_RESPONSE_TIMEOUT": "60",
                 "DIGSIGSERVER_LOG_LEVEL": "CRITICAL",
                 "DIGSIGSERVER_IMX_CST_BASE": "/srv/NXP",
-                "DIGSIGSERVER_L4T_TOOLS_BASE": "/opt/nvidia",
+                "DIGSIGSERVER_L4T_TOOLS_BASE": "/srv/nvidia",
             },
         )
         assert settings.providers == {"keyfiles": FileSettings(kind="file", root=Path("/srv/signing keys"))}
@@ -174,6 +184,7 @@ class TestDigsigserver:
         }
         assert len(settings.grants) == sum(bool(role.key_file) for signer in SIGNERS for role in signer.roles)
         assert settings.signers.imx.cst_base == Path("/srv/NXP")
+        assert settings.signers.tegra.l4t_base == Path("/srv/nvidia")
         assert (settings.limits.job_timeout_s, settings.server.response_timeout_s) == (60, 60)
         assert settings.log.level == "error"
 
@@ -243,6 +254,10 @@ class TestMistakes:
             (FILES + grant() + 'allow = ["unlock"]', "grants[0].allow: no permission of swupdate's role rsa"),
             (FILES + grant(srk_hash="ab" * 32), "grants[0].srk_hash: only the grant of a file with an SRK table"),
             (FILES + IMX_FILES + 'srk_hash = "ab"', "grants[0].srk_hash: "),
+            (FILES + FUSE + "digest = true", "grants[0].digest: the role fuse is a symmetric key"),
+            (FILES + FUSE + 'certificate = "c.pem"', "grants[0].certificate: the role fuse is a symmetric key"),
+            (FILES + FUSE + f"spki_sha256 = '{64 * 'a'}'", "grants[0].spki_sha256: the role fuse is a symmetric key"),
+            (FILES + FUSE + "attested = true", "grants[0].attested: the role fuse is a symmetric key"),
             ("[tools]\nsandbox = 'chroot'\n", "tools.sandbox: "),
             ("[signers.imx]\ncst = '/opt'\n", "signers.imx.cst: there is no such key"),
             (FILES + grant(name="a/b"), "grants[0].name: "),

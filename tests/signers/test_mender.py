@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from signers.formats import mender
 from signers.mender import Mender, MenderForm, MenderSettings
 from signers.signer import Job, Upload
-from tokens.errors import ArtifactRejected, KeyUnsuited, ProviderBusy, SigningFailed
+from tokens.errors import ArtifactRejected, KeyUnsuited, ProviderBusy, SignatureMismatch, SigningFailed
 from tokens.keyfile import MemoryKey
 
 PAYLOAD = hashlib.shake_256(b"payload").digest(300_000)
@@ -292,7 +292,7 @@ def test_a_signature_that_does_not_verify_is_not_released(
         return bytes(64)
 
     monkeypatch.setattr(MemoryKey, "sign", lie)
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         sign(pairs["p256"], written["none"])
 
 
@@ -301,10 +301,10 @@ def test_a_finished_artifact_that_is_not_sound_is_not_released(
 ) -> None:
     whole = mender.signature_member
     for broken, fault in (
-        (lambda _content: b"", "no signature"),
+        (lambda _content: b"", "does not have the signature"),
         (lambda content: whole(content)[:-512], "is not sound"),
         (lambda content: whole(content)[:-1] + b"x" * 513, "no header"),
-        (lambda content: whole(content.swapcase()), "does not verify"),
+        (lambda content: whole(content.swapcase()), "does not have the signature"),
         (lambda content: whole(content) + built({"evil": b""})[:512], "'evil' where"),
     ):
         monkeypatch.setattr(mender, "signature_member", broken)

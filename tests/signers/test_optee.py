@@ -230,6 +230,12 @@ class TestTrees:
             sign(pairs["rsa2048"], tree(content))
         assert raised.value.hint
 
+    def test_too_many(self, pairs, sign, monkeypatch):
+        monkeypatch.setattr(trusted_applications, "TAS_MAX", 1)
+        assert sign(pairs["rsa2048"], BUILT)
+        with pytest.raises(ArtifactRejected, match="more than 1 TAs"):
+            sign(pairs["rsa2048"], tree({f"a/{TA}.stripped.elf": ELF, f"b/{TA}.stripped.elf": ELF}))
+
     def test_no_key_of_another_type(self, pairs, sign, pair):
         for other in (pairs["p256"], pair(SHORT)):
             with pytest.raises(KeyUnsuited):
@@ -474,6 +480,20 @@ def test_hostile_trees_are_refused_or_signed(pairs, sign, tree_of_op_tee, data):
     with suppress(ArtifactRejected):
         answer = sign(pairs["rsa2048"], bytes(hostile[: data.draw(st.integers(0, len(hostile)))]))
         assert any(name.endswith(".ta") for name in files(answer))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_hostile_tas_are_refused_or_signed(pairs, sign, chains, data):
+    """The root key's signature on the first subkey is left alone: the signer cannot know what that key is."""
+    pair, built = pairs["rsa2048"], tree({f"{BELOW}.stripped.elf": ELF})
+    hostile = bytearray(one(sign(pair, built, subkey=chains["second"], name="subkey1_ta")))
+    places = st.integers(0, 51) | st.integers(308, len(hostile) - len(ELF) + 20)
+    for _ in range(data.draw(st.integers(1, 3))):
+        hostile[data.draw(places)] = data.draw(st.integers(0, 255))
+    with suppress(ArtifactRejected):
+        again = sign(pair, bytes(hostile), f"{BELOW}.ta", method="RSA")
+        assert optee_rules.load(again, BELOW, pair.public_pem) == (ELF, 0)
 
 
 @THEIR_TOOL

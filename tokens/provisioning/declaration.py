@@ -108,7 +108,7 @@ class KeyFile(Table):
     """`import = { file = ... }`: where a key comes from."""
 
     file: Path
-    """PEM or DER; the bare bytes of an AES or HMAC key."""
+    """PEM or DER; an AES or HMAC key in hexadecimal, or its bare bytes."""
     passphrase: SecretSource | None = None
     """Where the passphrase is, if the file is encrypted."""
 

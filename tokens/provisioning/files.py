@@ -19,6 +19,7 @@ from tokens.provisioning.algorithms import algorithm_name
 from tokens.provisioning.declaration import KeyFile, NewShares
 from tokens.provisioning.plan import ImportKey, NewObject, PutAuthKey, PutCertificate, PutWrapKey, Step
 from tokens.secret import SecretSource
+from tokens.symmetric_file import unhexed
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -126,12 +127,12 @@ def _read_key(new: NewObject, source: KeyFile) -> PrivateKey | bytes:
     if new.type is OBJECT.ASYMMETRIC_KEY:
         passphrase = None if source.passphrase is None else source.passphrase.read()
         return _private_key(new, source.file, data, passphrase)
-    size = new.algorithm.to_key_size()
+    data, size = unhexed(data), new.algorithm.to_key_size()
     # an AES key has its size; a longer HMAC key than that would be hashed (RFC 2104, section 2)
     if len(data) != size if new.type is OBJECT.SYMMETRIC_KEY else not 0 < len(data) <= size:
         raise KeyUnusable(
             f"{source.file} has {len(data)} bytes, and a key of {algorithm_name(new.algorithm)} has {size}.",
-            "The file has the bare bytes of the key, and no newline.",
+            "Write the key in hexadecimal, or its bare bytes without a newline.",
         )
     return data
 
