@@ -19,6 +19,7 @@ from typing import Any
 from hsmsign.keyring import Keyring, KeyState
 from hsmsign.mistakes import PLACEHOLDER
 from hsmsign.settings import Grant, ServerSettings, Settings, SettingsError, find_file, load
+from signers import rockchip_tools
 from signers.imx import cst_versions
 from signers.registry import SIGNERS
 from signers.sandbox import PATH, Sandbox
@@ -133,7 +134,21 @@ async def _tools(settings: Settings) -> list[Finding]:
         )
     if any(grant.signer == "tegra" for grant in settings.grants):
         found += _bsps(settings.signers.tegra.l4t_base)
+    found += _rockchip(settings)
     return found
+
+
+def _rockchip(settings: Settings) -> Iterator[Finding]:
+    """Whether Rockchip's programs are there for those who may use them."""
+    tools, subject = settings.signers.rk.tools, "signers.rk.tools"
+    for signer, role, program in (
+        ("rkoptee-tee", "pubkey", rockchip_tools.change_puk), ("rk", "burn", rockchip_tools.sign_tool),
+    ):  # fmt: skip
+        if any((grant.signer, grant.role) == (signer, role) for grant in settings.grants):
+            try:
+                yield Finding(Level.OK, subject, f"{program(tools).name} is installed.")
+            except ToolUnavailable as error:
+                yield Finding(Level.WARNING, subject, error.message, error.hint)
 
 
 def _bsps(base: Path) -> Iterator[Finding]:

@@ -61,6 +61,9 @@ def _offset(text: Any) -> Any:
     return int(found[1], 16)
 
 
+Offset = Annotated[int, BeforeValidator(_offset, json_schema_input_type=str), Field(ge=0, le=GAP_MAX_BYTES)]
+
+
 class FitimageForm(Form):
     """The fields of `/sign/fitimage`."""
 
@@ -82,9 +85,7 @@ class FitimageForm(Form):
         Field(description="U-Boot's own device tree, to put the keys into; answered with a tar.gz of both."),
     ] = None
     external_data_offset: Annotated[
-        int | None,
-        BeforeValidator(_offset, json_schema_input_type=str),
-        Field(le=GAP_MAX_BYTES, description="Where all data is to stand in the file, in hex as mkimage's -p."),
+        Offset | None, Field(description="Where all data is to stand in the file, in hex as mkimage's -p.")
     ] = None
     mark_required: Annotated[
         str | None, Field(description="Any value: mark the keys in the dtb as required.", max_length=64)
@@ -421,16 +422,24 @@ def _verify(signed: tuple[Part, ...], asked: Sequence[_Asked]) -> None:
 
 
 def _with_keys(tree: fdt.Tree, upload: Upload, asked: Sequence[_Asked], *, required: bool) -> bytes:
-    """The dtb with the keys: those of images first, as mkimage writes them. It does not shrink."""
+    """The dtb with the keys; it does not shrink. Raises SignatureMismatch where it does not hold them, parsed anew."""
+    try:
+        encoded = _keyed(tree, upload.read, asked, required=required)
+        finished = Upload(encoded, upload.filename, len(encoded))
+        if _keyed(fdt.parse(finished.read, finished.size), finished.read, asked, required=required) != encoded:
+            raise _unsound("the dtb does not hold its keys")
+    except FdtError as error:
+        raise _no_dtb(f"{error}") from None
+    return encoded
+
+
+def _keyed(tree: fdt.Tree, read_at: fdt.ReadAt, asked: Sequence[_Asked], *, required: bool) -> bytes:
+    """Writes the keys, those of images first, as mkimage does; what is there already stays as it is."""
     for each in asked:
         kind = "image" if each.signature.of_image else "conf"
         each.uboot.add_key(tree, each.name, each.public_key, each.algorithm, kind if required else None)
-    try:
-        encoded = tree.encode(size_min=tree.total_size)
-    except FdtError as error:
-        raise _no_dtb(f"{error}") from None
-    values = (upload.read(each.offset, each.length) if isinstance(each, Span) else each for each in encoded)
-    return b"".join(values)
+    encoded = tree.encode(size_min=tree.total_size)
+    return b"".join(read_at(each.offset, each.length) if isinstance(each, Span) else each for each in encoded)
 
 
 def _archive(files: Mapping[str, tuple[Part, ...]]) -> Signed:

@@ -3,15 +3,19 @@
 A FIT is signed as U-Boot's are (`fitimage.py`), but for what `formats/rkfit.py` tells of Rockchip's verifier.
 """
 
+import hashlib
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from signers import archives, fitimage
 from signers.archives import Archive, ArchiveLimits, Scratch
-from signers.fitimage import FitimageForm, UBoot
-from signers.formats import rkfit, tar
+from signers.fitimage import BLOCK_BYTES, FitimageForm, UBoot
+from signers.formats import fdt, rkfit, tar
+from signers.formats.fdt import FdtError, Node, Span
+from signers.formats.fit import BINDING, Fit, FitError
 from signers.signer import FileRange, Job, Signed, Upload
 from tokens.errors import ArtifactRejected, ToolUnavailable
 from tokens.provider import SigningKey
@@ -44,9 +48,14 @@ async def sign(machine: str, artifact: Upload, position: int | None, job: Job) -
     directory.mkdir()
     scratch = Scratch(directory, ArchiveLimits())
     source = await job.run(_read, artifact, scratch)
-    image = source.image or await _built(source, position, job)
+    if source.image is None:
+        image = await _built(source, position, job)
+    else:
+        image = source.image
+        await job.run(_align, image)
+    fields = {"artifact": image, "machine": machine, "dtb": source.dtb, "mark_required": "yes"}
     placed = {} if position is None else {"external_data_offset": position}
-    form = FitimageForm(artifact=image, machine=machine, dtb=source.dtb, mark_required="yes", **placed)
+    form = FitimageForm.model_validate(fields | placed)
     signed = await fitimage.sign(form, job, _key, _UBOOT)
     if source.dtb is not None:
         return signed
@@ -97,6 +106,47 @@ def _file(archive: Archive, member: tar.Member, scratch: Scratch, name: str) -> 
     return Upload(upload.content, name, upload.size)
 
 
+def _align(upload: Upload) -> None:
+    """Counts the padding behind the tree to the tree, where data is counted from the tree's end.
+
+    Rockchip's U-Boot counts from a multiple of BLOCK_BYTES on (FIT_ALIGN in include/image.h), and U-Boot from one of 4:
+    so both find it.
+
+    Raises ArtifactRejected where the data that is found so is not what the FIT's hashes say.
+    """
+    try:
+        fit = Fit(fdt.parse(upload.read, upload.size))
+    except (FdtError, FitError):
+        return  # what is wrong with it, the signer says
+    if all(each.value("data-offset") is None for each in fit.images):
+        return
+    fit.tree.total_size += -fit.tree.total_size % BLOCK_BYTES
+    try:
+        fit.check_data(upload.size)
+        for image in fit.images:
+            _check_hashes(upload, fit, image)
+    except FitError as error:
+        raise ArtifactRejected(
+            f"The FIT's data is not where Rockchip's U-Boot looks for it: {error}.",
+            "Make it with Rockchip's mkimage, with `mkimage -E -B 200`, or with a fixed position (-p).",
+        ) from None
+    with cast(Path, upload.content).open("r+b") as file:  # its own copy
+        file.seek(4)  # totalsize (Devicetree Specification, section 5.2)
+        file.write(fit.tree.total_size.to_bytes(4, "big"))
+
+
+def _check_hashes(upload: Upload, fit: Fit, image: Node) -> None:
+    data = fit.data(image)
+    for node, algorithm in fit.hashes(image):
+        value = node.value("value")
+        if value is not None and isinstance(data, Span) and algorithm in BINDING:
+            digest = hashlib.new(algorithm, usedforsecurity=False)
+            for chunk in Signed((FileRange(upload, data.offset, data.length),), "").chunks(archives.CHUNK_BYTES):
+                digest.update(chunk)
+            if value != digest.digest():
+                raise FitError(f"the image {image.name!r} has another hash")
+
+
 async def _built(source: _Source, position: int | None, job: Job) -> Upload:
     """The FIT that mkimage makes, unsigned, with its data behind it.
 
@@ -113,7 +163,7 @@ async def _built(source: _Source, position: int | None, job: Job) -> Upload:
     async with job.tools.open(job.directory()) as workspace:
         places = {name: workspace.put(f"source/{name}", upload.content) for name, upload in source.files.items()}
         at = () if position is None else ("-p", f"{position:x}")
-        done = await workspace.run(str(MKIMAGE), "-f", places[SOURCE], "-E", *at, FIT)
+        done = await workspace.run(str(MKIMAGE), "-f", places[SOURCE], "-E", "-B", f"{BLOCK_BYTES:x}", *at, FIT)
         if done.status != 0:
             _log.warning(
                 "mkimage ended with status %d: %s", done.status, ascii(done.output[:LOGGED_BYTES].decode("latin-1"))

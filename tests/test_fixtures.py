@@ -18,6 +18,9 @@ DECLARATION = tomllib.loads((ROOT / "softhsm-fixtures/fixtures.toml").read_text(
 IMX = [Pki(**each) for each in tomllib.loads((ROOT / "softhsm-fixtures/imx.toml").read_text())["pkis"]]
 KEYS = [(token["label"], key) for token in DECLARATION["tokens"] for key in token["keys"]]
 KEYS += [(TOKEN, key) for pki in IMX for key in pki.token_keys]
+SECRETS = [
+    secret for token in DECLARATION["tokens"] for secret in token.get("secrets", ()) if secret["type"].startswith("aes")
+]
 EXTENSIONS = {"emailProtection": "E-mail Protection", "codeSigning": "Code Signing"}
 SRKTOOL = ROOT / ".cache/cst/cst-3.4.1/linux64/bin/srktool"
 
@@ -67,6 +70,22 @@ def test_private_keys_never_leave_their_token(softhsm: SoftHsm, token: str) -> N
         if label == token
     }
     assert access == expected
+
+
+@pytest.mark.parametrize("secret", SECRETS, ids=[secret["label"] for secret in SECRETS])
+def test_a_symmetric_key_is_on_its_token_and_in_its_file(
+    softhsm: SoftHsm, secret: dict[str, Any], tmp_path: Path
+) -> None:
+    listing = pkcs11_tool(softhsm, TOKEN, "--list-objects", "--type", "secrkey").decode()
+    access = dict(re.findall(r"label: +(\S+)\n(?:.*\n)*?  Access: +(.*)", listing))
+    assert access[secret["label"]] == "sensitive"
+    value = (softhsm.keys / secret["file"]).read_text().strip()
+    block, encrypted = tmp_path / "block", tmp_path / "encrypted"
+    block.write_bytes(bytes(16))
+    arguments = ["--id", secret["id"], "--input-file", str(block), "--output-file", str(encrypted)]
+    pkcs11_tool(softhsm, TOKEN, "--encrypt", "--mechanism", "AES-ECB", *arguments)
+    cipher = f"-{secret['type'].replace('aes', 'aes-')}-ecb"
+    assert run("openssl", "enc", cipher, "-K", value, "-nopad", "-in", block) == encrypted.read_bytes()
 
 
 @pytest.mark.parametrize("key", [key for _, key in KEYS if "certificate" in key], ids=lambda key: key["label"])

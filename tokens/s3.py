@@ -366,8 +366,8 @@ def _refused(error: "ClientError") -> StoreProblem:
         return ArtifactNotFound("There is no such object.", "Check the artifact's URI.")
     return StoreFailed(
         f"S3 answered {_printable(code)} to {error.operation_name}.",
-        "Check the URI (without s3:ListBucket a missing object is AccessDenied too), `bucket` and `region`, and what the"
-        " service may do: s3:GetObject and s3:PutObject, for objects with tags s3:GetObjectTagging and"
+        "Check the URI (without s3:ListBucket a missing object is AccessDenied too), `bucket` and `region`, and what"
+        " the service may do: s3:GetObject and s3:PutObject, for objects with tags s3:GetObjectTagging and"
         " s3:PutObjectTagging too.",
     )
 

@@ -43,8 +43,10 @@ class KeySummary(BaseModel):
     provider: str
     kind: str = Field(description="Kind of the provider: `file`, `s3`, `pkcs11`, `yubihsm`.")
     digest: bool = Field(description="Whether it may sign bare digests.")
-    algorithm: str | None = Field(description="`RSA-2048`, `P-256`, `Ed25519`, ...")
-    spki_sha256: str | None = Field(description="SHA-256 of the DER SubjectPublicKeyInfo, in hex.")
+    algorithm: str | None = Field(description="`RSA-2048`, `P-256`, `Ed25519`, `AES-256`, ...")
+    spki_sha256: str | None = Field(
+        description="SHA-256 of the DER SubjectPublicKeyInfo, in hex; null for a symmetric key."
+    )
     usable: bool | None = Field(
         description="Whether it can be used now; null where the object depends on the machine or distro of a request."
     )

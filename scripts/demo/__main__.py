@@ -17,12 +17,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import ekb
+import fitimage
 import generic
 import httpx
 import imx
 import kmod
 import mender
 import optee
+import rockchip
 import swupdate
 import uefi
 from case import ROOT, Case, Fixtures
@@ -30,7 +33,18 @@ from rich.console import Console
 from rich.table import Table
 from services import BUCKET, CREDENTIALS, s3_server, service, yubihsm
 
-CASES = (swupdate.cases, imx.cases, kmod.cases, mender.cases, optee.cases, uefi.cases, generic.cases)
+CASES = (
+    swupdate.cases,
+    imx.cases,
+    kmod.cases,
+    mender.cases,
+    optee.cases,
+    uefi.cases,
+    ekb.cases,
+    fitimage.cases,
+    rockchip.cases,
+    generic.cases,
+)
 
 REQUEST_TIMEOUT_S = 60.0
 LOG = ".cache/demo/service.log"
@@ -69,8 +83,10 @@ def main() -> int:
         s3_url = stack.enter_context(s3_server(fixtures.directory / "keys"))
         config = scratch / "hsmsign.toml"
         configured = (fixtures.directory / "yubihsm/hsmsign.toml").read_text()
-        connector = stack.enter_context(yubihsm(fixtures.directory / "yubihsm"))
+        connector = stack.enter_context(yubihsm(fixtures.directory / "yubihsm", scratch))
         configured = configured.replace("http://127.0.0.1:12345", connector)
+        # each run has a device and an audit of its own: one that was broken off would be an alarm in the next
+        configured = configured.replace(str(fixtures.directory / "state"), str(scratch / "state"))
         config.write_text(configured + S3_CONFIG.format(bucket=BUCKET, url=s3_url))
         url = stack.enter_context(service(config, ROOT / LOG, CREDENTIALS))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S))
@@ -112,8 +128,9 @@ def run(case: Case, client: httpx.Client, scratch: Path) -> Row:
     def post(path: str, fields: Mapping[str, str], files: Mapping[str, Path]) -> bytes:
         nonlocal seconds
         contents = {name: (file.name, file.read_bytes()) for name, file in files.items()}
+        contents |= {name: (None, value.encode()) for name, value in fields.items()}  # multipart without a file too
         start = time.perf_counter()
-        response = client.post(path, data=fields, files=contents)
+        response = client.post(path, files=contents)
         seconds += time.perf_counter() - start
         return response.raise_for_status().content
 

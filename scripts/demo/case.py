@@ -9,6 +9,13 @@ from typing import Protocol
 TOOL_TIMEOUT_S = 60
 ROOT = Path(__file__).parents[2]
 
+PLACES = (
+    ("softhsm", "demo-token", ""),
+    ("yubihsm", "demo-yubihsm", "file-"),
+    ("file", "demo-file", "file-"),
+)
+"""Where most keys are: the provider, the machine or distro, and what the names of its keys begin with."""
+
 Post = Callable[[str, Mapping[str, str], Mapping[str, Path]], bytes]
 """Posts to a path of the service: the fields, and the files by the names of theirs. Returns the answer's body."""
 

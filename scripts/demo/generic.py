@@ -4,17 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import Case, Fixtures, Post, accepts
+from case import PLACES, Case, Fixtures, Post, accepts
 
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every method with a key on the tokens and one in a file."""
     trusted = fixtures.certificate("demo-ca")
-    for provider, machine, prefix in (
-        ("softhsm", "demo-token", ""),
-        ("file", "demo-file", "file-"),
-        ("yubihsm", "demo-yubihsm", "file-"),
-    ):
+    for provider, machine, prefix in PLACES:
         rsa, p256 = (fixtures.public_key(f"{prefix}generic-{name}") for name in ("rsa", "p256"))
         yield Raw("RSA-2048", provider, machine, "RSA", rsa)
         yield Raw("RSA-PSS", provider, machine, "RSA-PSS", rsa)

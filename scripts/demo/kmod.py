@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import ROOT, Case, Fixtures, Post, accepts
+from case import PLACES, ROOT, Case, Fixtures, Post, accepts
 
 MODULES = ROOT / ".cache/modules"
 MARKER = b"~Module signature appended~\n"
@@ -15,7 +15,7 @@ OPTIONS = {"tar": (), "tar.gz": ("--gzip",), "tar.xz": ("--xz",), "tar.zst": ("-
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every kind of archive and of key."""
-    for provider, machine, prefix in (("softhsm", "demo-token", ""), ("file", "demo-file", "file-")):
+    for provider, machine, prefix in PLACES:
         for archive in OPTIONS:
             yield Tree(f"RSA-2048, {archive}", provider, machine, fixtures.certificate(f"{prefix}kmod-rsa"), archive)
     yield Tree("P-384, tar.gz", "softhsm", "demo-token-p384", fixtures.certificate("kmod-p384"), "tar.gz")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import Case, Fixtures, Post, accepts
+from case import PLACES, Case, Fixtures, Post, accepts
 
 PAYLOAD_BYTES = 100_000
 FORMS = {
@@ -19,9 +19,7 @@ FORMS = {
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every form with an RSA key, and one with a P-256 key, of each provider."""
-    for provider, distro, prefix in (
-        ("softhsm", "demo-token", ""), ("file", "demo-file", "file-"), ("yubihsm", "demo-yubihsm", "file-"),
-    ):  # fmt: skip
+    for provider, distro, prefix in PLACES:
         for form in FORMS:
             yield Artifact(f"RSA-2048, {form}", provider, distro, fixtures.public_key(f"{prefix}mender-rsa"), form)
         yield Artifact("P-256, v3", provider, f"{distro}-p256", fixtures.public_key(f"{prefix}mender-p256"), "v3")

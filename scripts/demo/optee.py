@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import ROOT, Case, Fixtures, Post
+from case import PLACES, ROOT, Case, Fixtures, Post
 
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))
 import optee_rules
@@ -19,9 +19,7 @@ SUBKEY = "f04fa996-148a-453c-b037-1dcfbad120a6"
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every way of each provider."""
-    for provider, machine, prefix in (
-        ("softhsm", "demo-token", ""), ("file", "demo-file", "file-"), ("yubihsm", "demo-yubihsm", "file-"),
-    ):  # fmt: skip
+    for provider, machine, prefix in PLACES:
         root, vendor = (fixtures.public_key(f"{prefix}optee-{name}") for name in ("root", "subkey"))
         owner = "demo-file" if prefix else "demo-token"
         key = bytes.fromhex((fixtures.directory / f"keys/{owner}/opteesign/ta-encryption.key").read_text())

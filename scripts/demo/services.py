@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,10 +46,11 @@ def s3_server(root: Path) -> Iterator[str]:
 
 
 @contextmanager
-def yubihsm(directory: Path) -> Iterator[str]:
-    """The simulator with the device that make_yubihsm.py set up. Gives its connector's URL."""
+def yubihsm(directory: Path, scratch: Path) -> Iterator[str]:
+    """The simulator with a copy of the device that make_yubihsm.py set up. Gives its connector's URL."""
     serial = tomllib.loads((directory / "setup.toml").read_text())["device"]["serial"]
-    with Connector(Device(serial, state=directory / "device.json")) as connector:
+    state = shutil.copy(directory / "device.json", scratch / "device.json")
+    with Connector(Device(serial, state=state)) as connector:
         yield connector.url
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asn1crypto.cms
-from case import Case, Fixtures, Post, accepts
+from case import PLACES, Case, Fixtures, Post, accepts
 
 PROGRAM = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
 TIME = "2026-07-01 12:00:00"
@@ -18,9 +18,9 @@ ALIGNMENT = 2048
 
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
-    """Each with keys on the token and keys in files."""
+    """Each with keys on tokens and keys in files."""
     trusted = fixtures.certificate("demo-ca")
-    for provider, machine, prefix in (("softhsm", "demo-token", ""), ("file", "demo-file", "file-")):
+    for provider, machine, prefix in PLACES:
         db, kek = (fixtures.certificate(f"{prefix}uefi-{name}") for name in ("db", "kek"))
         yield Program("sbsign", provider, machine, db, "sbverify")
         yield Program("sbsign", provider, machine, trusted, "osslsigncode")

@@ -14,8 +14,7 @@ T234_HEADER_BYTES = 8192
 T194_HEADER_BYTES = 4096
 
 _T234_DIGEST = slice(4, 68)  # SHA-512 of what follows it
-_T234_SIGNATURE, _T234_SIGNATURE_END = 144, 2976
-_T234_PUBLIC_KEY = 2976
+_T234_SIGNATURE, _T234_PUBLIC_KEY = 144, 2976
 _T234_SIGNED = slice(4032, T234_HEADER_BYTES)
 _T234_PAYLOAD_LENGTH = 5124
 _T234_PAYLOAD_DIGEST = slice(5216, 5280)
@@ -43,11 +42,7 @@ class T234Header:
 
     def signature(self, size: int) -> bytes:
         """The signature's `size` bytes, as they are stored."""
-        return self._data[_T234_SIGNATURE:_T234_SIGNATURE_END][:size]
-
-    def public_key(self, size: int) -> bytes:
-        """The public key's `size` bytes, as they are stored."""
-        return self._data[_T234_PUBLIC_KEY : _T234_SIGNED.start][:size]
+        return self._data[_T234_SIGNATURE:_T234_PUBLIC_KEY][:size]
 
 
 def is_t234(data: bytes) -> bool:

@@ -14,7 +14,7 @@ import pytest
 PAYLOAD = b"firmware\r\n\x00" * 20_000
 GUIDS = {"tegra194": "be3f5d68-7654-4ed2-838c-2a2faf901a78", "tegra234": "bf0d4599-20d4-414e-b2c5-3595b1cda402"}
 ENDPOINTS = ["/sign/tegra/ueficapsule", "/sign/ueficapsule"]
-MACHINES = ["demo-token", "demo-file"]
+MACHINES = ["demo-token", "demo-file", "demo-yubihsm"]
 
 
 def curl(url: str, directory: Path, *fields: str) -> bytes:

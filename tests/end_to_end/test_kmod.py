@@ -19,6 +19,7 @@ MARKER = b"~Module signature appended~\n"
 CERTIFICATES = {
     "demo-token": "kmod-rsa", "demo-token-p384": "kmod-p384",
     "demo-file": "file-kmod-rsa", "demo-file-p256": "file-kmod-p256",
+    "demo-yubihsm": "file-kmod-rsa", "demo-yubihsm-p256": "file-kmod-p256",
 }  # fmt: skip
 COUNT = 40
 

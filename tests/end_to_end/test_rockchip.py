@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import fit_images
+import fit_rules
 import httpx
 import optee_rules
 import pytest
 import rockchip_images
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 MACHINES = [("demo-token", "rk", "rkoptee"), ("demo-file", "file-rk", "file-rkoptee")]
 MACHINES += [("demo-yubihsm", "file-rk", "file-rkoptee")]
@@ -101,6 +104,31 @@ def test_statuses(fixtures_service: Any) -> None:
     assert tee.status_code == 501
     assert "change_puk" in tee.json()["detail"]
     fixtures_service.assert_no_files()
+
+
+@pytest.mark.parametrize(("machine", "label", "_"), MACHINES)
+def test_a_fit(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine: str, label: str, _: str) -> None:
+    """As digsigserver's page signs the kernel's, and U-Boot's, of its source."""
+    fit = fit_images.make(tmp_path, algo="sha256,rsa2048", more='padding = "pss";', external="-E -B 200")
+    fit.rename(tmp_path / "fitImage")
+    fit_images.write_dtb(tmp_path / "uboot.dtb")
+    fields = (f"machine={machine}", "soctype=rk3588", "artifact=@input.tar.gz", "artifact_type=fit-image")
+    source = ("fit.its", "kernel", "tree.dtb", "uboot.dtb")
+    for files, more in ((("fitImage", "uboot.dtb"), ("external_data_offset=0x2000",)), (source, ())):
+        subprocess.run(["tar", "-czf", "input.tar.gz", *files], cwd=tmp_path, check=True)
+        (tmp_path / "output.tar.gz").write_bytes(curl(tmp_path, f"{fixtures_service.url}/sign/rk", *fields, *more))
+        subprocess.run(["tar", "-xzf", "output.tar.gz"], cwd=tmp_path, check=True)
+        signed, dtb = (tmp_path / name for name in ("fitImage", "uboot.dtb"))
+        modulus = subprocess.check_output(["fdtget", "-t", "x", dtb, "/signature/key-dev", "rsa,modulus"], text=True)
+        key = load_pem_public_key(softhsm.public_key(label).read_bytes())
+        assert int("".join(f"{int(word, 16):08x}" for word in modulus.split()), 16) == key.public_numbers().n  # type: ignore[union-attr]
+        for name in ("hash@c", "hash@np"):  # as Rockchip's build takes them out
+            subprocess.run(["fdtput", "-r", dtb, f"/signature/key-dev/{name}"], check=True)
+        assert fit_rules.verify(signed.read_bytes(), dtb.read_bytes()) == 2
+        tampered = signed.read_bytes().replace(b"a kernel", b"A kernel", 1)
+        with pytest.raises(fit_rules.Refused):
+            fit_rules.verify(tampered, dtb.read_bytes())
+        fit_images.write_dtb(dtb)
 
 
 @pytest.mark.parametrize(("machine", "_", "label"), MACHINES)

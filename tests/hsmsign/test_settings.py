@@ -182,6 +182,8 @@ class TestDigsigserver:
             ("swupdate-rsa", "{distro}/swupdate/rsa-private.key", None),
             ("swupdate-cms", "{distro}/swupdate/cms-private.key", "{distro}/swupdate/cms.cert"),
         }
+        (fit,) = (g for g in settings.grants if g.signer == "fitimage")
+        assert (fit.object, fit.aliases) == ("{machine}/fitimagesign/dev.key", ("dev",))
         assert len(settings.grants) == sum(bool(role.key_file) for signer in SIGNERS for role in signer.roles)
         assert settings.signers.imx.cst_base == Path("/srv/NXP")
         assert settings.signers.tegra.l4t_base == Path("/srv/nvidia")

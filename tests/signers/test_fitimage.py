@@ -302,6 +302,7 @@ async def test_the_dtb_keeps_its_size_where_it_has_room(sign, kinds, dtb, tmp_pa
     _, key = await sign(path.read_bytes(), kinds["rsa2048"], roomy)
     assert len(key) == 4096
     assert b"required" not in key
+    assert (await sign(path.read_bytes(), kinds["rsa2048"], key))[1] == key
     with pytest.raises(ArtifactRejected, match="dtb"):
         await sign(path.read_bytes(), kinds["rsa2048"], b"no tree")
     with pytest.raises(ArtifactRejected, match="more than"):
@@ -412,6 +413,16 @@ async def test_what_is_not_sound_is_not_released(sign, kinds, tmp_path, monkeypa
     monkeypatch.setattr(fitimage, "_assembled", spoilt)
     with pytest.raises(SignatureMismatch):
         await sign(artifact, kinds["rsa2048"])
+
+
+async def test_a_dtb_that_is_not_sound_is_not_released(sign, kinds, dtb, tmp_path, monkeypatch):
+    path = make(tmp_path, algo="sha256,rsa2048")
+    keyed = fitimage._keyed
+    monkeypatch.setattr(
+        fitimage, "_keyed", lambda *options, **more: keyed(*options, **more).replace(b"key-dev", b"key-bad")
+    )
+    with pytest.raises(SignatureMismatch, match="dtb"):
+        await sign(path.read_bytes(), kinds["rsa2048"], dtb)
 
 
 async def test_what_a_key_raises(sign, kinds, tmp_path, monkeypatch):

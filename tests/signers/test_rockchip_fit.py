@@ -103,7 +103,7 @@ def check(fit: bytes, dtb: bytes, public_key: rsa.RSAPublicKey, directory: Path)
 
 
 @pytest.mark.parametrize(("bits", "more"), [("rsa2048", PSS), ("rsa4096", PSS), ("rsa2048", "")])
-@pytest.mark.parametrize("external", ["", "-E", "-E -p 2000"])
+@pytest.mark.parametrize("external", ["", "-E -B 200", "-E -p 2000"])
 async def test_a_fit(sign, pairs, dtb, tmp_path, *, bits, more, external):
     pair = pairs[bits]
     unsigned = fit_images.make(tmp_path, algo=f"sha256,{bits}", more=more, external=external).read_bytes()
@@ -129,10 +129,14 @@ def pairs(pairs, pair):
 
 
 async def test_tampering_is_refused(sign, pairs, dtb, tmp_path):
-    unsigned = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E").read_bytes()
+    unsigned = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E -B 200").read_bytes()
     signed = await sign(pairs["rsa2048"], {"fitImage": unsigned, "uboot.dtb": dtb})
     public_key = pairs["rsa2048"].private_key.public_key()
-    for at in (signed["fitImage"].index(b"a kernel"), signed["fitImage"].index(b"demo"), -10):
+    for at in (
+        signed["fitImage"].index(b"a kernel"),
+        signed["fitImage"].index(b"demo"),
+        signed["fitImage"].rindex(b"model"),
+    ):
         tampered = bytearray(signed["fitImage"])
         tampered[at] ^= 1
         with pytest.raises((fit_rules.Refused, InvalidSignature)):
@@ -140,7 +144,7 @@ async def test_tampering_is_refused(sign, pairs, dtb, tmp_path):
 
 
 async def test_where_the_data_stands(sign, pairs, dtb, tmp_path):
-    unsigned = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E").read_bytes()
+    unsigned = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E -B 200").read_bytes()
     files = {"fitImage": unsigned, "uboot.dtb": dtb}
     for text in ("0x3000", "3000"):
         signed = await sign(pairs["rsa2048"], files, external_data_offset=text)
@@ -150,6 +154,26 @@ async def test_where_the_data_stands(sign, pairs, dtb, tmp_path):
     for text in ("0", "x", "-1", "80000000", "0x1000000000"):
         with pytest.raises(ValidationError):
             await sign(pairs["rsa2048"], files, external_data_offset=text)
+
+
+async def test_data_that_is_counted_from_the_tree_s_end(sign, pairs, dtb, tmp_path):
+    """Rockchip's mkimage puts it at a multiple of 512, and does not count what is between; U-Boot's at one of 4."""
+    made = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E -B 200").read_bytes()
+    size = int.from_bytes(made[4:8], "big")
+    used = int.from_bytes(made[12:16], "big") + int.from_bytes(made[32:36], "big")  # the strings' place and size
+    for total in (size, max(used, size - 511)):
+        rockchips = made[:4] + total.to_bytes(4, "big") + made[8:]
+        signed = await sign(pairs["rsa2048"], {"fitImage": rockchips, "uboot.dtb": dtb})
+        check(signed["fitImage"], signed["uboot.dtb"], pairs["rsa2048"].private_key.public_key(), tmp_path)
+        assert int.from_bytes(signed["fitImage"][4:8], "big") % 512 == 0
+        assert signed["fitImage"].index(fit_images.KERNEL) % 512 == 0
+    u_boots = fit_images.make(tmp_path, algo="sha256,rsa2048", more=PSS, external="-E").read_bytes()
+    assert int.from_bytes(u_boots[4:8], "big") % 512
+    with pytest.raises(ArtifactRejected, match="the image 'kernel-1' has another hash"):
+        await sign(pairs["rsa2048"], {"fitImage": made[:size] + bytes(64) + made[size:]})
+    with pytest.raises(ArtifactRejected, match="is not where Rockchip's U-Boot looks for it") as raised:
+        await sign(pairs["rsa2048"], {"fitImage": u_boots, "uboot.dtb": dtb})
+    assert "mkimage -E -B 200" in raised.value.hint
 
 
 async def test_without_a_device_tree(sign, pairs, tmp_path):
@@ -202,6 +226,7 @@ async def test_what_cannot_be_signed(sign, pairs, dtb, tmp_path):
     def fit(algo: str) -> dict[str, bytes]:
         return {"fitImage": fit_images.make(tmp_path, algo=algo).read_bytes(), "uboot.dtb": dtb}
 
+    cut = fit_images.make(tmp_path, algo="sha256,rsa2048", external="-E -B 200").read_bytes()[:-1024]
     for files, words in (
         ({"uboot.dtb": dtb}, "neither fitImage nor fit.its"),
         ({"fitImage": b"no FIT"}, "no flattened device tree"),
@@ -209,6 +234,7 @@ async def test_what_cannot_be_signed(sign, pairs, dtb, tmp_path):
         (fit("sha256,rsa3072"), "none that the device verifies"),
         ({**fit("sha256,rsa2048"), "uboot.dtb": b"no tree"}, "no flattened device tree"),
         ({"fit.its": b"nothing"}, "mkimage cannot build"),
+        ({"fitImage": cut, "uboot.dtb": dtb}, "is cut off"),
         ({"fit.its": b"x", **{f"{number}": b"" for number in range(300)}}, "more than 256 files"),
     ):
         with pytest.raises(ArtifactRejected, match=words):

@@ -81,7 +81,7 @@ def request_files(soctype: str, images: int = 3, **manifest: str) -> dict[str, b
         "board.dtb": b"\xd0\x0d\xfe\xed" + bytes(range(256)) * 4,
         "boot.img": b"ANDROID!" + soctype.encode() * 5000,
     }
-    return files | {f"image-{number}.bin": bytes([number % 256]) * (1000 + number) for number in range(images)}
+    return files | {f"image-{number}.bin": f"image {number} ".encode() * (100 + number) for number in range(images)}
 
 
 def pack(files: dict[str, bytes], mode: str = "w:gz") -> bytes:

@@ -85,6 +85,8 @@ def secrets_found():
     canaries = [bytes.fromhex(line) for line in beside("canaries").split()]
     places = [path for top in (".", "/in", "/run", "/tmp", "/etc", "/proc/self") for path in files_below(top)]
     for path in places:
+        if path.startswith(ROOT):  # the canaries themselves
+            continue
         try:
             with open(path, "rb") as file:
                 content = file.read(1 << 22)
@@ -119,7 +121,7 @@ def make_set(signer, sources, kernel):
         os.makedirs(directory, exist_ok=True)
         write(f"{directory}/working", b"of no use to anybody")
     for name in sources:
-        stem, dot, suffix = name.rpartition(".")
+        stem, _, suffix = name.rpartition(".")
         encrypted = "_encrypt" if signer.sbk else ""
         image = bytearray(signed_image(signer, name))
         if MODE == "spoils_a_signature" and name == sources[-1]:
@@ -274,7 +276,8 @@ def asks_without_end():
 
 def leaves_a_program():
     """Leaves a program that goes on asking when the job has ended."""
-    code = "import os, time, subprocess\nos.setsid()\nwhile True:\n    subprocess.run(['/work/_tools/bootloader/tegraopenssl', '--rsa', __file__])\n"
+    program = "/work/_tools/bootloader/tegraopenssl"
+    code = f"import os, subprocess\nos.setsid()\nwhile True:\n    subprocess.run(['{program}', '--rsa', __file__])\n"
     write("daemon.py", code.encode())
     subprocess.Popen([sys.executable, "daemon.py"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -212,7 +212,9 @@ class TestClone:
 
     def test_nobody_may_use_it(self, source: Bench, target: Bench) -> None:
         hmac = KEYS[KEYS.index("[[keys]]\nid = 0x0103") : KEYS.index("[[keys]]\nid = 0x0104")]
-        one, other = made(source, SPLIT, hmac), made(target, combine(source, 1, 2))
+        elsewhere = AUTH_KEYS.replace("domains = [1]", "domains = [2]")
+        one = made(source, SPLIT, hmac, auth_keys=elsewhere)
+        other = made(target, combine(source, 1, 2), auth_keys=elsewhere)
         told: list[str] = []
         copy(one, other, target, told.append)
         assert told[-1] == 'The hmac key 0x0103 "hmac" is on both: not used: no declared authentication key may.'
