@@ -44,6 +44,8 @@ def test_the_report_has_every_case(tmp_path: Path) -> None:
         ("/sign/mender 32 MiB", 1, 1),
         ("/sign/mender artifact-uri 32 MiB", 1, 1),
         ("sha256sum itself 32 MiB", 1, None),
+        ("/sign/tegra t234 RSA-3072 13 images", 1, 1),
+        ("/sign/tegra t234 RSA-3072 13 images, key file", 1, None),
         ("YubiHSM 2 RSA-2048", 8, 1),
         ("YubiHSM 2 RSA-2048", 4, 1),
         ("YubiHSM 2 RSA-2048", 1, 1),
@@ -62,7 +64,7 @@ def test_the_report_has_every_case(tmp_path: Path) -> None:
     modules = report[12]
     assert 0 < modules["token_ratio"] < 2
     assert 0 < modules["tool_ratio"] < 1
-    for row in (report[6], report[8], report[10], report[15], report[16]):  # each before its bare tool
+    for row in (report[6], report[8], report[10], report[15], report[16], report[18]):  # each beside its tool
         assert -1000 < row["extra_ms"] < 5000
         assert 0.2 < row["tool_ratio"] < 100
     small, large, generic = (report[number]["peak_mib"] for number in (4, 5, 10))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import ROOT, Case, Fixtures, Post, accepts
+from case import PLACES, ROOT, Case, Fixtures, Post, accepts
 
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))
 import fit_images
@@ -20,12 +20,12 @@ PSS = 'padding = "pss";'
 
 def cases(_fixtures: Fixtures) -> Iterator[Case]:
     """Every variant with every provider."""
-    for provider in ("token", "file", "yubihsm"):
-        yield Small("RSA-2048", provider, "sha256,rsa2048", "dev")
-        yield Small("RSA-2048, external data", provider, "sha256,rsa2048", "dev", external="-E -p 2000")
-        yield Small("RSA-PSS-2048", provider, "sha256,rsa2048", "dev", more=PSS)
-        yield Small("P-256", provider, "sha256,ecdsa256", "ec")
-        yield Real("RSA-2048, Debian's U-Boot", provider, "sha256,rsa2048")
+    for provider, machine, _ in PLACES:
+        yield Small("RSA-2048", provider, machine, "sha256,rsa2048", "dev")
+        yield Small("RSA-2048, external data", provider, machine, "sha256,rsa2048", "dev", external="-E -p 2000")
+        yield Small("RSA-PSS-2048", provider, machine, "sha256,rsa2048", "dev", more=PSS)
+        yield Small("P-256", provider, machine, "sha256,ecdsa256", "ec")
+        yield Real("RSA-2048, Debian's U-Boot", provider, machine, "sha256,rsa2048")
 
 
 class Image:
@@ -33,13 +33,8 @@ class Image:
 
     signer = "fitimage"
     description: bytes
-    machine_of: str
+    machine: str
     algo: str
-
-    @property
-    def provider(self) -> str:
-        """As the demo calls it."""
-        return {"token": "softhsm"}.get(self.machine_of, self.machine_of)
 
     @property
     def verifier(self) -> str:
@@ -48,7 +43,7 @@ class Image:
 
     def post(self, post: Post, directory: Path, fit: Path, dtb: Path) -> Path:
         """Unpacks what came back; returns the FIT."""
-        fields = {"machine": f"demo-{self.machine_of}", "mark_required": "1"}
+        fields = {"machine": self.machine, "mark_required": "1"}
         (directory / "signed.tar.gz").write_bytes(post("/sign/fitimage", fields, {"artifact": fit, "dtb": dtb}))
         (directory / "signed").mkdir()
         subprocess.run(["tar", "-xzf", "../signed.tar.gz"], cwd=directory / "signed", check=True)
@@ -73,7 +68,8 @@ class Small(Image):
     """A kernel and a device tree in two configurations."""
 
     variant: str
-    machine_of: str
+    provider: str
+    machine: str
     algo: str
     key: str
     more: str = ""
@@ -91,7 +87,8 @@ class Real(Image):
     """U-Boot with TF-A."""
 
     variant: str
-    machine_of: str
+    provider: str
+    machine: str
     algo: str
     description = b"FIT image for U-Boot"
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from hsmsign.cli import main
 from hsmsign.doctor import Finding, Level, examine
 from signers import sandbox
+from tests.stand_in_bsp.build import make_bsp
 from yubihsm_simulator import Connector, Device
 
 FILES = """
@@ -174,6 +175,8 @@ async def test_key_files_alone(softhsm, tmp_path: Path) -> None:
     found = {finding.subject: finding.message for finding in findings if finding.level is not Level.OK}
     assert found == {
         "signers.imx.cst_base": "there is no cst below /opt/NXP: imx cannot sign.",
+        "signers.rk.tools": "Rockchip's rk_sign_tool is not installed: there is no rk_sign_tool, boot_merger,"
+        " setting.ini.",
         "signers.tegra.l4t_base": "there is no BSP below /opt/nvidia: tegra cannot sign.",
     }
 
@@ -222,3 +225,26 @@ def test_the_command(softhsm, tmp_path: Path) -> None:
     assert result.exit_code == 1
     (finding,) = json.loads(result.output)
     assert (finding["level"], finding["subject"]) == ("error", str(tmp_path / "missing.toml"))
+
+
+async def test_bsps(softhsm, tmp_path: Path) -> None:
+    make_bsp(tmp_path, "35.4.1", "tegra234")
+    make_bsp(tmp_path, "32.4.3", "tegra194")
+    broken = make_bsp(tmp_path, "36.3.0", "tegra234")
+    (broken / "bootloader/odmsign.func").unlink()
+    (broken / "bootloader/BUP_generator.py").write_text("#!/usr/bin/python\n")
+    findings = await examine(softhsm.config, {"HSMSIGN_SIGNERS__TEGRA__L4T_BASE": str(tmp_path)})
+    found = {(finding.level, finding.message) for finding in findings if "l4t_base" in finding.subject}
+    assert found == {
+        (Level.OK, "L4T 35.4.1 for tegra234 is complete."),
+        (Level.WARNING, "L4T 36.3.0 for tegra234: bootloader/odmsign.func is missing."),
+        (
+            Level.WARNING,
+            "L4T 36.3.0 for tegra234: 0003-Convert-BUP_generator.py-to-Python3.patch is not applied.",
+        ),
+        (
+            Level.WARNING,
+            "L4T 32.4.3 for tegra194 cannot be used: it signs by a program that reads the private key itself, "
+            "which the client's text could take there.",
+        ),
+    }

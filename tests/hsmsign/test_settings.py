@@ -175,6 +175,7 @@ class TestDigsigserver:
                 "DIGSIGSERVER_LOG_LEVEL": "CRITICAL",
                 "DIGSIGSERVER_IMX_CST_BASE": "/srv/NXP",
                 "DIGSIGSERVER_L4T_TOOLS_BASE": "/srv/nvidia",
+                "DIGSIGSERVER_RK_TOOLS_PATH": "/srv/rockchip",
             },
         )
         assert settings.providers == {"keyfiles": FileSettings(kind="file", root=Path("/srv/signing keys"))}
@@ -187,6 +188,7 @@ class TestDigsigserver:
         assert len(settings.grants) == sum(bool(role.key_file) for signer in SIGNERS for role in signer.roles)
         assert settings.signers.imx.cst_base == Path("/srv/NXP")
         assert settings.signers.tegra.l4t_base == Path("/srv/nvidia")
+        assert settings.signers.rk.tools == settings.signers.rkoptee_tee.tools == Path("/srv/rockchip")
         assert (settings.limits.job_timeout_s, settings.server.response_timeout_s) == (60, 60)
         assert settings.log.level == "error"
 

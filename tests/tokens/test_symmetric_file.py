@@ -17,7 +17,10 @@ WORDS = b" ".join(b"0x" + TEXT[at : at + 8] for at in range(0, 64, 8))
 
 @pytest.mark.parametrize(
     "data",
-    [KEY, TEXT, TEXT + b"\n", TEXT.upper() + b"\r\n", b"0x" + TEXT, WORDS, WORDS + b"\n", b"\n" + WORDS.replace(b" ", b"\n")],
+    [
+        KEY, TEXT, TEXT + b"\n", TEXT.upper() + b"\r\n", b"0x" + TEXT,
+        WORDS, WORDS + b"\n", b"\n" + WORDS.replace(b" ", b"\n"),
+    ],
 )  # fmt: skip
 def test_each_form(data: bytes) -> None:
     assert load_symmetric_key(data, {AES_256}) == (AES_256, KEY)
@@ -41,7 +44,10 @@ def test_what_a_key_is_for(size: int, wanted: set[SymmetricAlgorithm], algorithm
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\n", b"0x", KEY[:-1], KEY + b"\n", TEXT[:-1], TEXT[:-2], TEXT + b"00", b"0x" + TEXT[:63] + b" ", b"x" * 4096],
+    [
+        b"", b"\n", b"0x", KEY[:-1], KEY + b"\n",
+        TEXT[:-1], TEXT[:-2], TEXT + b"00", b"0x" + TEXT[:63] + b" ", b"x" * 4096,
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize("wanted", [{AES_256}, {AES_128, AES_256}])
 def test_no_key(data: bytes, wanted: set[SymmetricAlgorithm]) -> None:

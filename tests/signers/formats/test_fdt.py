@@ -59,8 +59,8 @@ def test_changes_are_where_fdtput_makes_them(small, tmp_path):
     theirs.write_bytes(small)
     tree = parse(small)
     for path, name, value in (
-        ("/a", "new", "1"), ("/a", "b", "a longer value"), ("/", "g-name", "2"), ("/added", "b", "3"), ("/a", "zz", "4"),
-        ("/a/below", "new", "5"), ("/a/c", "d", "6"),
+        ("/a", "new", "1"), ("/a", "b", "a longer value"), ("/", "g-name", "2"), ("/added", "b", "3"),
+        ("/a", "zz", "4"), ("/a/below", "new", "5"), ("/a/c", "d", "6"),
     ):  # fmt: skip
         subprocess.run(["fdtput", "-p", "-t", "s", theirs, path, name, value], check=True)
         node = tree.root

@@ -97,8 +97,9 @@ def test_plain_assignments(tmp_path: Path, line: str) -> None:
 )  # fmt: skip
 def test_what_is_no_plain_assignment(tmp_path: Path, line: str) -> None:
     for name in ("flashvars", "bsp_version"):
+        (directory := tmp_path / name).mkdir()
         with pytest.raises(ArtifactRejected, match="refused"):
-            read(request_files("tegra234") | {name: f"A=b\n{line}\n".encode()}, tmp_path)
+            read(request_files("tegra234") | {name: f"A=b\n{line}\n".encode()}, directory)
 
 
 @given(st.text(alphabet="AB=\"'$`;\\ \n#x", max_size=30))

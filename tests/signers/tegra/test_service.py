@@ -255,6 +255,7 @@ async def test_a_client_that_says_nothing_ends_with_the_job(serve, pairs) -> Non
     async with serve(pairs["p256"].key) as service:
         connections = [await asyncio.open_unix_connection(service.path) for _ in range(20)]
         connections[0][1].write(b"\0")
+        assert await connections[19][0].read() == b""  # one too many
     for reader, writer in connections:
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
