@@ -13,7 +13,7 @@ demo: setup ## signs with every signer and provider, verifies each by another to
 	@$(BIN)/python scripts/demo
 
 test: setup ## the tests; ARGS="-k name" picks some
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 run: setup ## the service in the foreground on a SoftHSM token
 	@scripts/run

@@ -354,8 +354,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.fixtures.parent, prefix="tegra-") as name:
             directory = Path(name)
             artifact, answer = write_request(directory, images), directory / "answer.tar.gz"
-            settings = {"HSMSIGN_SIGNERS__TEGRA__L4T_BASE": str(directory / "nvidia")}
-            with service(self.config, self.log, 1, settings=settings) as running:
+            with service(self.config, self.log, 1) as running:
                 for machine, label in TEGRA_KEYS.items():
                     sign_set(running.url, machine, artifact, answer)
                     check_set(answer, images, self.fixtures / f"public/{label}.pem")

@@ -204,13 +204,20 @@ class Workspace(ABC):
                 self._hand_over(self._directory / parent)
         return path
 
-    def files(self) -> dict[str, Path]:
-        """The host's paths of the regular files in the working directory, by their names in it."""
+    def files(self, at_most: int) -> dict[str, Path]:
+        """The host's paths of the regular files in the working directory, by their names in it.
+
+        Raises ToolFailed where they are more than that.
+        """
         found = {}
         for directory, _, names in os.walk(self._directory):  # which follows no link
             for path in (Path(directory, name) for name in names):
                 if stat.S_ISREG(path.lstat().st_mode):
                     found[str(path.relative_to(self._directory))] = path
+            if len(found) > at_most:
+                raise ToolFailed(
+                    f"The tool made more than {at_most} files.", "Look for what the tool says in the service's log."
+                )
         return found
 
     @abstractmethod

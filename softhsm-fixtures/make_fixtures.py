@@ -11,6 +11,7 @@
         public/LABEL.pem    the public key of every key on a token
         certificates/       NAME.pem and LABEL.pem: of the authorities and of the keys on a token
         fuses/MACHINE.bin   i.MX: what NXP's srktool writes for the fuses
+        nvidia/             Jetson: BSPs that play NVIDIA's (tests/stand_in_bsp)
 
 A directory that is up to date is left as it is; one that this script did not make is refused. The keys for i.MX are
 many and large: without them it takes a quarter of the time.
@@ -44,11 +45,16 @@ from pkcs11 import Attribute, KeyType
 from softhsm import generate_on_token, import_certificate, import_key, import_secret, initialise, log_in
 
 from signers.formats import ahab, hab
+from tests.stand_in_bsp.build import make_bsp
 
 HERE = Path(__file__).absolute().parent
 SECRETS = {"aes128": (KeyType.AES, 16), "aes256": (KeyType.AES, 32), "hmac": (KeyType.GENERIC_SECRET, 32)}
 # what the results depend on
 INPUTS = [*sorted(HERE.glob("*.toml")), *sorted(HERE.glob("*.py")), Path(hab.__file__), Path(ahab.__file__)]
+INPUTS += sorted(
+    path for path in (HERE.parent / "tests/stand_in_bsp").rglob("*") if path.suffix != ".pyc" and path.is_file()
+)
+L4T_VERSION = "35.4.1"
 
 
 def main() -> None:
@@ -87,6 +93,8 @@ def make(declaration: dict[str, Any], configuration: str, directory: Path) -> No
     configuration = configuration.replace("DIRECTORY", str(directory)).replace("TREE", str(HERE.parent))
     (directory / "hsmsign.toml").write_text(configuration)
 
+    for soctype in ("tegra186", "tegra194", "tegra234"):
+        make_bsp(directory / "nvidia", L4T_VERSION, soctype)
     pin = secrets.token_hex(8)
     write_private(directory / "pin", pin.encode() + b"\n")
     authorities = {each["name"]: Authority(each["subject"], generate("p256")) for each in declaration["authorities"]}

@@ -85,10 +85,10 @@ def device_keys(root: Path, grants: list[dict[str, Any]]) -> Iterator[DeviceKey]
     paths = {grant["object"]: grant.get("certificate") for grant in grants}
     for number, (path, certificate) in enumerate(paths.items()):
         imx = "imxsign" in path  # clients' CSF texts name these labels
-        if certificate is None and b"BEGIN CERTIFICATE" in (root / path).read_bytes():
-            certificate = path  # behind the key
+        behind_key = b"BEGIN CERTIFICATE" in (root / path).read_bytes()
+        named = path if certificate is None and behind_key else certificate
         label = Path(path).stem.removesuffix("_key") if imx else path.removeprefix("demo-file").lstrip("-/")
-        yield DeviceKey(label, FIRST_KEY_ID + number, root / path, certificate and root / certificate)
+        yield DeviceKey(label, FIRST_KEY_ID + number, root / path, named and root / named)
 
 
 def setup_file(url: str, ours: Path, keys: Any) -> str:

@@ -129,8 +129,8 @@ def _conceal() -> None:
 
 
 def _beside(file: Path, declaration: "Declaration") -> Path:
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return file.with_name(f"{file.stem}-{declaration.device.serial}-{now}.jsonl")
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    return file.with_name(f"{file.stem}-{declaration.device.serial}-{now}Z.jsonl")
 
 
 def _list(title: str, items: Iterable[str]) -> None:

@@ -89,7 +89,6 @@ def main() -> int:
         configured = configured.replace("http://127.0.0.1:12345", connector)
         # each run has a device and an audit of its own: one that was broken off would be an alarm in the next
         configured = configured.replace(str(fixtures.directory / "state"), str(scratch / "state"))
-        configured += tegra.make_bsps(scratch / "nvidia")
         config.write_text(configured + S3_CONFIG.format(bucket=BUCKET, url=s3_url))
         url = stack.enter_context(service(config, ROOT / LOG, CREDENTIALS))
         client = stack.enter_context(httpx.Client(base_url=url, timeout=REQUEST_TIMEOUT_S))

@@ -2,15 +2,13 @@
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import PLACES, ROOT, Case, Fixtures, Post
+from case import PLACES, Case, Fixtures, Post
 
-sys.path.insert(0, str(ROOT))
-from tests.stand_in_bsp.build import make_bsp, request_files
+from tests.stand_in_bsp.build import request_files
 from tests.stand_in_bsp.checks import content, openssl_accepts
 
 VERSION = "35.4.1"
@@ -19,13 +17,6 @@ KEYS = {("t234", "rsa"): "RSA-3072", ("t234", "ec"): "P-256", ("t194", "rsa"): "
 IMAGES = (".bin", ".img", ".dtb")
 PAYLOAD = "payloads_t23x/bl_only_payload"
 PAYLOAD_HEAD_BYTES = 1056
-
-
-def make_bsps(base: Path) -> str:
-    """Makes the BSPs below a directory; returns the settings that say so."""
-    for soctype in SOCTYPES.values():
-        make_bsp(base, VERSION, soctype)
-    return f'\n[signers.tegra]\nl4t_base = "{base}"\n'
 
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:

@@ -7,7 +7,7 @@ what takes a key, they ask of the service, by a program in the place of NVIDIA's
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib import resources
@@ -52,7 +52,7 @@ class TegraSettings(ArchiveLimits):
     requests_max: Annotated[int, Field(gt=0)] = 4096
     """How often the scripts of a request may ask for the keys."""
     request_max_bytes: Annotated[int, Field(gt=0)] = 128 * 1024 * 1024
-    """The largest image to encrypt; it is held in memory."""
+    """The largest image to encrypt or sign; it is held in memory, several times over."""
 
 
 class TegraForm(Form):
@@ -109,9 +109,10 @@ class Tegra:
             options = [part for option, name, text in keys.options for part in (option, workspace.put(name, text))]
             scripts = _Scripts(workspace, bsp, bundle, form.machine, tuple(options))
             await scripts.run(service.made)
+        _log.info("NVIDIA's scripts asked %d times", service.made.requests)
         verifier = outcome.Verifier(form.soctype, keys.given.signing.public_key, service.made)
-        files = await job.run(_verified, verifier, workspace.files(), bundle)
-        return await job.run(outcome.packed, files, settings.unpacked_max_bytes, scratch)
+        files = await job.run(_verified, verifier, workspace, bundle, settings)
+        return await job.run(outcome.packed, files, scratch)
 
 
 async def _sandbox(job: Job, settings: TegraSettings) -> Sandbox:
@@ -271,15 +272,18 @@ class _Scripts:
     def _sign_file(self, name: str) -> tuple[str, ...]:
         """l4t_sign_image.sh: meta-tegra's tegra-signimage-helper does not know its own option --chip."""
         kind = "kernel" if "Image" in name else "kernel_dtb" if name.endswith(".dtb") else "data"
-        key, sbk = self.keys[1], dict(zip(self.keys[::2], self.keys[1::2], strict=True)).get("-v", "")
         program = f"{self.workspace.work}/{COPIES}/l4t_sign_image.sh"
-        options = ("--key", key, "--encrypt_key", sbk, "--chip", self.bsp.chip, "--split", "True")
+        # signed and not encrypted, as by digsigserver; the public key is the first of the keys
+        options = ("--key", self.keys[1], "--encrypt_key", "", "--chip", self.bsp.chip, "--split", "True")
         return (program, "--file", name, "--type", kind, *options)
 
 
-def _verified(verifier: outcome.Verifier, files: Mapping[str, Path], bundle: Bundle) -> dict[str, Path]:
+def _verified(
+    verifier: outcome.Verifier, workspace: Workspace, bundle: Bundle, settings: TegraSettings
+) -> dict[str, Path]:
     """Those of the files that a client gets. Raises ToolFailed where they are not what they should be."""
-    manifest = bundle.manifest
+    manifest, files = bundle.manifest, workspace.files(settings.members_max)
+    outcome.check_size(files, settings.unpacked_max_bytes)
     if manifest.signs_files:
         verifier.signatures(files, bundle.to_sign)
         return outcome.signature_files(files, bundle.to_sign)

@@ -23,7 +23,9 @@ SPECS_MAX = 32
 SOURCED = ("flashvars", "bsp_version")
 """What the scripts source."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+@=-]*)*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=-]*(?:/[A-Za-z0-9_][A-Za-z0-9._+@=-]*)*")
+"""The name of a file that is taken, and given back."""
+
 _FILE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._+@-]*)?")
 _FILES = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._+@,-]*)?")
 _WORD = re.compile(r"[A-Za-z0-9._-]*")
@@ -114,7 +116,7 @@ def unpack(artifact: Upload, limits: ArchiveLimits, scratch: Scratch, tools: Col
             raise archives.rejected(f"it holds the link {archives.shown(member.name)}; pack it with tar --dereference")
         if member.kind == tar.DIRECTORY and name in ("", "."):
             continue
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise archives.rejected(f"the name {archives.shown(member.name)} holds other characters than are usual")
         if name in tools or name.partition("/")[0] in tools:
             raise archives.rejected(f"{archives.shown(member.name)} is called as one of the signing tools")
@@ -142,13 +144,13 @@ def parse_manifest(text: str) -> Manifest:
         if name in values and values[name] != value:
             raise _manifest(f"{name} has two values")
         values[name] = value
-    values = {name: value for name, value in values.items() if value}
     payloads = tuple(map(_payload, values.get("BUPGENSPECS", "").split()))
     if len(payloads) > SPECS_MAX:
         raise _manifest(f"BUPGENSPECS asks for more than {SPECS_MAX} payloads")
-    if "BUPGEN" in values and not payloads:
+    if values.keys() & {"BUPGEN", "BUPGENSPECS"} and not payloads:
         payloads = (Payload({}),)
-    manifest = Manifest(values, payloads, "SIGNFILES" in values)
+    values = {name: value for name, value in values.items() if value}
+    manifest = Manifest(values, payloads, "SIGNFILES" in values and not payloads)
     if not manifest.signs_files and (lacking := [name for name in ("DTBFILE", "LNXFILE") if name not in values]):
         raise _manifest(f"{' and '.join(lacking)} must be set")
     return manifest

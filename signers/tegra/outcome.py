@@ -18,6 +18,7 @@ from signers.formats import nvda, tar
 from signers.formats.nvda import HeaderError
 from signers.signer import FileRange, Signed, Upload
 from signers.tegra.bsp import COPIES, SocType
+from signers.tegra.bundle import NAME
 from signers.tegra.service import SALT_BYTES, Made
 from tokens.errors import SigningFailed, ToolFailed
 from tokens.provider import PublicKey
@@ -31,6 +32,9 @@ PAYLOADS = "payloads"
 """How the names of update payloads, or of their directories, begin."""
 
 FILENAME = "signed-artifact.tar.gz"
+
+OCCURRENCES_MAX = 16_384
+"""How often in a payload the magic of headers may stand: four letters, which code may have too."""
 
 _LEFT_OUT = re.compile(
     rf"(?:signed|encrypted_signed|enc_signed|signed_bootimg_dir|[0-9]+|rollback|{COPIES})/.*|flash\.xml(?:\.tmp)?"
@@ -73,12 +77,21 @@ class Verifier:
         headers = 0
         for name, path in files.items():
             with _mapped(path) as data:
-                for at in _occurrences(data):
-                    if self._is_header(data, at):
-                        self._check(name, data, at)
-                        headers += 1
+                headers += self._check_payload(name, data)
         if not headers:
             raise _failed("no update payload with signed images was made")
+
+    def _check_payload(self, name: str, data: bytes) -> int:
+        """How many images it has. Each byte is looked at but a few times, whatever stands there."""
+        headers, at = 0, -1
+        for _ in range(OCCURRENCES_MAX):
+            at = data.find(nvda.MAGIC, at + 1)
+            if at < 0:
+                return headers
+            if self._is_header(data, at):
+                at = self._check(name, data, at) - 1
+                headers += 1
+        raise _failed(f"{name} has more than {OCCURRENCES_MAX} times what headers begin with")
 
     def signatures(self, files: Mapping[str, Path], signed: Collection[str]) -> None:
         """Raises ToolFailed where one of the files has no header of its own that is signed for it."""
@@ -98,10 +111,11 @@ class Verifier:
             return False
         return bool(self.made.signed(header.signed))
 
-    def _check(self, name: str, data: bytes, at: int, image: bytes | None = None) -> None:
-        """Raises ToolFailed where the image there is not signed, or not the one that was.
+    def _check(self, name: str, data: bytes, at: int, image: bytes | None = None) -> int:
+        """Where the image ends, or its header where that cannot be known.
 
-        Where the header stands alone, it is for `image`, which may have been filled up to whole blocks.
+        Where the header stands alone, it is for `image`, which may have been filled up to whole blocks. Raises
+        ToolFailed where the image is not signed, or not the one that was.
         """
         wanted: tuple[int, int] | None
         try:
@@ -115,11 +129,14 @@ class Verifier:
         if image is not None:
             digests = [_digest(hash_, image, 0, len(image), zeros) for zeros in (0, -len(image) % 16)]
         elif wanted is None:
-            return
+            return at + nvda.T194_HEADER_BYTES
+        elif wanted[1] > len(data):
+            raise _failed(f"{name} is shorter than its header says")
         else:
             digests = [_digest(hash_, data, *wanted)]
         if not any(digest in signed for digest in digests):
             raise _failed(f"{name} is not what its header was signed for")
+        return wanted[1] if wanted else len(data)
 
     def _check_t234(self, name: str, data: bytes, at: int) -> tuple[bytes, tuple[int, int]]:
         """What holds the image's digest, and where the image is."""
@@ -165,13 +182,14 @@ def flash_files(files: Mapping[str, Path], sent: Collection[str], kernel: str) -
     return {
         name: path
         for name, path in files.items()
-        if name not in sent and name != encrypted_kernel and not _LEFT_OUT.fullmatch(name)
+        if NAME.fullmatch(name) and name not in sent and name != encrypted_kernel and not _LEFT_OUT.fullmatch(name)
     }
 
 
 def payload_files(files: Mapping[str, Path], sent: Collection[str]) -> dict[str, Path]:
     """Of what is there, the update payloads."""
-    return {name: path for name, path in files.items() if name.startswith(PAYLOADS) and name not in sent}
+    mine = (name for name in files if NAME.fullmatch(name) and name.startswith(PAYLOADS) and name not in sent)
+    return {name: files[name] for name in mine}
 
 
 def signature_files(files: Mapping[str, Path], signed: Collection[str]) -> dict[str, Path]:
@@ -179,8 +197,14 @@ def signature_files(files: Mapping[str, Path], signed: Collection[str]) -> dict[
     return {name: path for name in (f"{each}.sig" for each in signed) if (path := files.get(name))}
 
 
-def packed(files: Mapping[str, Path], largest: int, scratch: Scratch) -> Signed:
-    """The files in a tar.gz. Raises ToolFailed where they have more than `largest` bytes in all."""
+def check_size(files: Mapping[str, Path], largest: int) -> None:
+    """Raises ToolFailed where the files have more than `largest` bytes in all."""
+    if sum(path.lstat().st_size for path in files.values()) > largest:
+        raise _failed(f"what they made has more than {largest} bytes")
+
+
+def packed(files: Mapping[str, Path], scratch: Scratch) -> Signed:
+    """The files in a tar.gz."""
     parts: list[Part] = []
     for name, path in sorted(files.items()):
         status = path.lstat()
@@ -189,8 +213,6 @@ def packed(files: Mapping[str, Path], largest: int, scratch: Scratch) -> Signed:
         content = Upload(path, name, status.st_size)
         parts += (FileRange(content, 0, status.st_size), bytes(tar.padding(status.st_size)))
     size = sum(len(part) if isinstance(part, bytes) else part.length for part in parts)
-    if size > largest:
-        raise _failed(f"what they made has more than {largest} bytes")
     archive = scratch.pack(Signed((*parts, tar.trailer(size)), FILENAME), GZIP)
     return Signed((FileRange(archive, 0, archive.size),), FILENAME)
 
@@ -207,17 +229,10 @@ def _mapped(path: Path) -> Iterator[bytes]:
             yield data  # type: ignore[misc]
 
 
-def _occurrences(data: bytes) -> Iterator[int]:
-    at = data.find(nvda.MAGIC)
-    while at >= 0:
-        yield at
-        at = data.find(nvda.MAGIC, at + 1)
-
-
 def _digest(name: str, data: bytes, start: int, end: int, zeros: int = 0) -> bytes:
-    """The digest of a part, and of zeros behind it. What is beyond the end of the data is not there."""
+    """The digest of a part, and of zeros behind it."""
     digest = hashlib.new(name)
-    for at in range(start, min(end, len(data)), CHUNK_BYTES):
+    for at in range(start, end, CHUNK_BYTES):
         digest.update(data[at : min(at + CHUNK_BYTES, end)])
     digest.update(bytes(zeros))
     return digest.digest()

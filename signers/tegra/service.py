@@ -44,7 +44,7 @@ CONNECTIONS_MAX = 16
 """How many programs may ask at once; one after the other is answered."""
 
 _RUN_PROGRAM = 255
-_WITHOUT_KEYS = frozenset(("--sha", "--chip"))
+_WITHOUT_KEYS = frozenset((b"--sha", b"--chip"))
 
 _log = logging.getLogger(__name__)
 
@@ -197,10 +197,10 @@ class KeyService:
 
     async def _answer(self, arguments: list[bytes], content: bytes) -> _Answer:
         """Raises RequestError, and what a key raises."""
-        if arguments[0].decode("latin-1") in _WITHOUT_KEYS:
+        if arguments[0] in _WITHOUT_KEYS:
             return self._program
         answer = self._kinds.get(arguments[0])
-        if answer is None:
+        if answer is None or len(arguments) < 2:
             raise RequestError("it asks for what is not done here")
         return await answer(arguments, content)
 
@@ -282,7 +282,8 @@ class KeyService:
         key = self._symmetric(request.sbk, SymmetricAlgorithm.HMAC_SHA256)
         if key is None:
             return self._program
-        what = await self._job.run(_hashed, Hash.SHA256, request.aad + request.content)
+        sizes = struct.pack(">QQ", len(request.aad), block_bytes)
+        what = await self._job.run(_hashed, Hash.SHA256, sizes + request.aad + request.content)
         if self._encrypted.setdefault((request.chain, request.iv), what) != what:
             # two ciphertexts of one key and IV give away both contents, and the key of the tags
             raise RequestError("another content by a key and an IV that were used before")

@@ -21,8 +21,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.server import ThreadedMotoServer
 
-from tests.stand_in_bsp.build import make_bsp
-
 PATIENCE_S = 20.0
 
 AWS = {
@@ -229,18 +227,9 @@ def service(
 
 
 @pytest.fixture(scope="session")
-def l4t_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where BSPs stand that play NVIDIA's."""
-    base = tmp_path_factory.mktemp("nvidia")
-    for soctype in ("tegra186", "tegra194", "tegra234"):
-        make_bsp(base, "35.4.1", soctype)
-    return base
-
-
-@pytest.fixture(scope="session")
-def fixtures_service(yubihsm: Any, l4t_base: Path, start: Callable[..., Running]) -> Running:
+def fixtures_service(yubihsm: Any, start: Callable[..., Running]) -> Running:
     """The service on all of the fixtures and a simulated YubiHSM 2, with NXP's tool as `make setup` puts it."""
     tables = tomllib.loads(yubihsm.config)
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
-    signers = {"signers.imx": tables["signers"]["imx"], "signers.tegra": {"l4t_base": str(l4t_base)}}
+    signers = {f"signers.{name}": tables["signers"][name] for name in ("imx", "tegra")}
     return start({**providers, "grants": tables["grants"], "tools": tables["tools"], **signers})

@@ -62,6 +62,7 @@ def test_links_are_no_files() -> None:
     "content",
     [b"", b"text", b"\x1f\x8b", gzip.compress(b"no tar"), tarball({"a": b"x"})[:-20],
      gzip.compress(bytes(UNPACKED_MAX_BYTES + 1))],
+    ids=["empty", "text", "two bytes", "no tar", "cut off", "too long"],
 )  # fmt: skip
 def test_what_is_no_key_set(content: bytes) -> None:
     with pytest.raises(KeyUnusable):

@@ -194,6 +194,7 @@ class TestModules:
             (gzip.compress(b"no module"), "it is no ELF file"),
             (gzip.compress(ELF)[:-4], "broken or cut off"),
         ],
+        ids=["script", "program", "marker", "length", "text in gzip", "cut off"],
     )
     def test_what_is_no_module_is_refused(self, pairs, sign, content, words):
         with pytest.raises(ArtifactRejected, match=words) as caught:

@@ -145,8 +145,10 @@ async def test_files_in_the_working_directory(kind, job):
         with pytest.raises(FileExistsError):
             workspace.place("a/tool", [b""])
         assert (await workspace.run("/bin/sh", "-c", "a/tool; mv a/b/text a/c; ln -s a/c link")).output == b"one two\n"
-        found = {name: path.read_bytes()[:8] for name, path in workspace.files().items()}
+        found = {name: path.read_bytes()[:8] for name, path in workspace.files(3).items()}
         assert found == {"a/c": b"one two\n", "a/tool": b"#!/bin/s", "empty": b""}
+        with pytest.raises(ToolFailed, match="more than 2 files"):
+            workspace.files(2)
         for name in ("../a", "/a", "a/../../b"):
             with pytest.raises(ValueError, match="relative path"):
                 workspace.place(name, [b""])

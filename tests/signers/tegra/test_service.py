@@ -25,6 +25,7 @@ from tokens.symmetric_file import MemorySymmetricKey
 SBK, AES_SBK = bytes(range(100, 132)), bytes(range(50, 66))
 PLACEHOLDER, AES_PLACEHOLDER = b"P" * 32, b"p" * 16
 MESSAGE = b"message" * 100
+CONTENT = b"content" * 9
 PROGRAM = "/bsp/bootloader/tegraopenssl"
 
 
@@ -173,6 +174,11 @@ async def test_kdf(serve, pairs) -> None:
         again = await ask(service, b"--kdfoem", b"v3.raw", content=data)
         other = kdf_request([b"BL", b"", b"GP", b"KDK", b"DK"], sbk=PLACEHOLDER, content=b"another")
         assert await ask(service, b"--kdfoem", b"v3.raw", content=other) == REFUSED
+        # the same bytes, but one of them is authenticated only; and the same in blocks
+        moved = kdf_request([b"BL", b"", b"GP", b"KDK", b"DK"], sbk=PLACEHOLDER, aad=b"a" * 79, content=b"a" + CONTENT)
+        assert await ask(service, b"--kdfoem", b"v3.raw", content=moved) == REFUSED
+        assert await ask(service, b"--kdfoem", b"v3.raw", b"--block", b"16", content=data) == REFUSED
+        assert await ask(service, b"--kdfoem", content=data) == REFUSED
     assert (status, again[2]) == (0, files)
     offset, encrypted = files[b"v3.raw"]
     assert offset == parsed.content_offset
