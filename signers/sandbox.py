@@ -625,6 +625,7 @@ class _Run:
         """Runs a command; with `files`, which it inherits, bubblewrap."""
         deadline = asyncio.get_running_loop().time() + self.settings.timeout_s
         output = _Pipe(self.settings.output_max_bytes)
+        os.fchmod(output.writer, 0o622)  # a tool of another user opens it anew: as /dev/stderr, which scripts do
         status = _Pipe(_CHUNK)
         ended = True
         try:

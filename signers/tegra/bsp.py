@@ -45,25 +45,28 @@ _PATCHES = (
     (
         "bootloader/BUP_generator.py",
         re.compile(rb"\A#![^\n]*python(?:2[^\n]*)?\n"),
-        "0003-Convert-BUP_generator.py-to-Python3.patch",
+        "Convert-BUP_generator.py-to-Python3.patch",
     ),
     (
         "bootloader/l4t_bup_gen.func",
         re.compile(rb"\$\{LDK_DIR\}/nv_tegra/bsp_version"),
-        "0013-Fix-location-of-bsp_version-file-in-l4t_bup_gen.func.patch",
+        "Fix-location-of-bsp_version-file-in-l4t_bup_gen.func.patch",
     ),
     (
         "bootloader/tegraflash_impl_t234.py",
         re.compile(rb"\.getiterator\("),
-        "0016-Update-tegraflash_impl_t234.py.patch",
+        "Update-tegraflash_impl_t234.py.patch",
     ),
     (
         "bootloader/tegraflash_internal.py",
         re.compile(rb"\.getiterator\("),
-        "0006-Update-tegraflash-python-scripts-for-Python-3.patch",
+        "Update-tegra-python-scripts-for-Python3.patch",
     ),
 )
-"""What a file still holds where a patch of meta-tegra's recipes-bsp/tegra-binaries/files was not applied."""
+"""What a file still holds where a patch of meta-tegra's recipes-bsp/tegra-binaries/files was not applied.
+
+Its numbers differ from branch to branch.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Bsp:
         if self.soctype == "tegra210" or self.numbers < (32, 5):
             return "it signs by a program that reads the private key itself, which the client's text could take there"
         if self.numbers >= (39,):
-            return "its helpers are called in another way"
+            return "nobody has tried it"
         return None
 
     def faults(self) -> list[str]:

@@ -45,9 +45,10 @@ _KEYS: Mapping[str, re.Pattern[str]] = {
 _SETTINGS = {"chipsku": "CHIP_SKU", **{name.lower(): name for name in _ENVIRONMENT}}
 """What a spec of BUPGENSPECS sets, by how it calls it."""
 
-# The scripts' own variables are lower-case; of upper-case ones, a shell or a program started by it obeys these.
-_ASSIGNMENT = re.compile(r"""([A-Z][A-Z0-9_]*)=(?:"([^"]*)"|'([^']*)'|(\S*))[ \t]*""")
+# As in all of meta-tegra's, from dunfell to scarthgap. The scripts' own variables are lower-case, but for that one.
+_ASSIGNMENT = re.compile(r"""([A-Z][A-Z0-9_]*|boardcfg_file)=(?:"([^"]*)"|'([^']*)'|([^\s;]*));?[ \t]*""")
 _VALUE = re.compile(r"[A-Za-z0-9 \t._,:+/@%=-]*")
+# what a shell, or a program started by it, obeys
 _OBEYED = re.compile(
     r"PATH|CDPATH|IFS|ENV|HOME|SHELL|OPTARG|OPTIND|OPTERR|TMPDIR|POSIXLY_CORRECT|GLOBIGNORE|PROMPT_COMMAND|PS[0-4]"
     r"|(?:BASH|LD|PYTHON|PERL|DTC|GCC|GLIBC|MALLOC|LC|SHELLOPTS|EXECIGNORE|MACHINE).*"

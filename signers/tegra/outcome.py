@@ -60,7 +60,10 @@ class Verifier:
     made: Made
 
     def flash_set(self, files: Mapping[str, Path]) -> None:
-        """Raises ToolFailed where the command is missing, or not each image with a header is signed."""
+        """Raises ToolFailed where the command is missing, or not each image with a header is signed.
+
+        Of a header alone only the signature is verified: which file it is for, its scripts know.
+        """
         if not files.get(FLASH_COMMAND) or not files[FLASH_COMMAND].stat().st_size:
             raise _failed(f"{FLASH_COMMAND} was not made")
         headers = 0
@@ -128,7 +131,7 @@ class Verifier:
         hash_ = "sha512" if self.soctype == "tegra234" else "sha256"
         if image is not None:
             digests = [_digest(hash_, image, 0, len(image), zeros) for zeros in (0, -len(image) % 16)]
-        elif wanted is None:
+        elif wanted is None or self._is_alone(data):
             return at + nvda.T194_HEADER_BYTES
         elif wanted[1] > len(data):
             raise _failed(f"{name} is shorter than its header says")
@@ -137,6 +140,10 @@ class Verifier:
         if not any(digest in signed for digest in digests):
             raise _failed(f"{name} is not what its header was signed for")
         return wanted[1] if wanted else len(data)
+
+    def _is_alone(self, data: bytes) -> bool:
+        """Whether there is a header and nothing else, as helpers of L4T 32 keep those of some images."""
+        return len(data) == (nvda.T234_HEADER_BYTES if self.soctype == "tegra234" else nvda.T194_HEADER_BYTES)
 
     def _check_t234(self, name: str, data: bytes, at: int) -> tuple[bytes, tuple[int, int]]:
         """What holds the image's digest, and where the image is."""

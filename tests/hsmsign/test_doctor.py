@@ -240,7 +240,7 @@ async def test_bsps(softhsm, tmp_path: Path) -> None:
         (Level.WARNING, "L4T 36.3.0 for tegra234: bootloader/odmsign.func is missing."),
         (
             Level.WARNING,
-            "L4T 36.3.0 for tegra234: 0003-Convert-BUP_generator.py-to-Python3.patch is not applied.",
+            "L4T 36.3.0 for tegra234: Convert-BUP_generator.py-to-Python3.patch is not applied.",
         ),
         (
             Level.WARNING,

@@ -167,6 +167,12 @@ async def test_a_socket_of_the_service(kind, job):
         assert await _answer(workspace, text, workspace.reach(job / "greeter")) == "hello"
 
 
+async def test_scripts_may_name_their_streams(kind, job):
+    async with Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
+        line = "echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin; cat <(echo pipe)"
+        assert (await workspace.run("/bin/bash", "-c", line)) == Completed(0, b"out\nerr\npipe\n")
+
+
 async def test_a_signal_is_a_status(kind, job):
     async with Sandbox(ToolSettings(sandbox=kind)).open(job) as workspace:
         assert (await workspace.run("/bin/sh", "-c", "kill -SEGV $$")).status == 128 + 11

@@ -48,11 +48,11 @@ def test_each_missing_file_is_named(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "patch"),
     [
-        ("BUP_generator.py", "#!/usr/bin/python\n", "0003-"),
-        ("BUP_generator.py", "#!/usr/bin/env python2.7\n", "0003-"),
-        ("l4t_bup_gen.func", 'source "${LDK_DIR}/nv_tegra/bsp_version"\n', "0013-"),
-        ("tegraflash_impl_t234.py", "for each in tree.getiterator('file'):\n", "0016-"),
-        ("tegraflash_internal.py", "for each in tree.getiterator('file'):\n", "0006-"),
+        ("BUP_generator.py", "#!/usr/bin/python\n", "Convert-BUP"),
+        ("BUP_generator.py", "#!/usr/bin/env python2.7\n", "Convert-BUP"),
+        ("l4t_bup_gen.func", 'source "${LDK_DIR}/nv_tegra/bsp_version"\n', "Fix-location-of-bsp_version"),
+        ("tegraflash_impl_t234.py", "for each in tree.getiterator('file'):\n", "Update-tegraflash_impl_t234"),
+        ("tegraflash_internal.py", "for each in tree.getiterator('file'):\n", "Update-tegra-python-scripts"),
     ],
 )
 def test_each_patch_that_is_not_applied(root: Path, tmp_path: Path, name: str, text: str, patch: str) -> None:
@@ -85,7 +85,7 @@ def test_several(tmp_path: Path) -> None:
     [
         ("32.7.4", "tegra210", "reads the private key itself"),
         ("32.4.3", "tegra194", "reads the private key itself"),
-        ("39.2.0", "tegra234", "called in another way"),
+        ("39.2.0", "tegra234", "nobody has tried it"),
     ],
 )
 def test_what_cannot_be_used(tmp_path: Path, version: str, soctype: bsps.SocType, why: str) -> None:

@@ -80,7 +80,20 @@ def test_files_are_where_they_were(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "# a comment with $(id)", "A=b", 'A="b c"', "A='b c'", 'A=""', "  A_1=b  ", 'A="@B@,c-d.e:f/g"', "A="],
+    [
+        "",
+        "# a comment with $(id)",
+        "A=b",
+        'A="b c"',
+        "A='b c'",
+        'A=""',
+        "  A_1=b  ",
+        'A="b";',
+        "A=b; ",
+        "boardcfg_file=board_config_x.xml",
+        'A="@B@,c-d.e:f/g"',
+        "A=",
+    ],
 )
 def test_plain_assignments(tmp_path: Path, line: str) -> None:
     read(request_files("tegra234") | {"flashvars": f"{line}\n".encode()}, tmp_path)

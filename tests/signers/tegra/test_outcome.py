@@ -79,6 +79,16 @@ def test_a_header_that_is_none(check, private_key) -> None:
         check(bytes(image), "payloads")
 
 
+def test_a_header_alone(check, private_key) -> None:
+    header = t234(private_key, b"payload")[:8192]
+    check(header)
+    changed = bytearray(header)
+    changed[6000] ^= 1
+    changed[4:68] = hashlib.sha512(changed[68:]).digest()
+    with pytest.raises(ToolFailed, match="does not verify"):
+        check(bytes(changed))
+
+
 def test_a_payload_of_nothing_but_magic(check) -> None:
     with pytest.raises(ToolFailed, match="more than 16384 times"):
         check(b"NVDA" * 20_000, "payloads")
