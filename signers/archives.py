@@ -26,6 +26,7 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from signers.formats import tar
+from signers.formats.reading import ReadAt
 from signers.signer import FileRange, Signed, Upload
 from tokens.errors import ArtifactRejected
 
@@ -362,7 +363,7 @@ def read(upload: Upload, limits: ArchiveLimits) -> Archive:
         return Archive(upload, members(read_at, upload.size, limits))
 
 
-def members(read_at: tar.ReadAt, size: int, limits: ArchiveLimits) -> tuple[tar.Member, ...]:
+def members(read_at: ReadAt, size: int, limits: ArchiveLimits) -> tuple[tar.Member, ...]:
     """The members of a tar archive of `size` bytes: files, directories and links within its own tree.
 
     No name is absolute or has `..` in it, none but a directory's is there twice, and nothing is below anything but a

@@ -24,6 +24,7 @@ from signers.archives import ArchiveLimits, Part, Pieces, Scratch
 from signers.formats import fdt, fit, tar
 from signers.formats.fdt import FdtError, Span, Value
 from signers.formats.fit import Algorithm, Fit, FitError, Signature, Stamp
+from signers.formats.reading import ReadAt
 from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload
 from tokens.errors import ArtifactRejected, KeyNotFound, KeyNotGranted, KeyUnsuited, SignatureMismatch
 from tokens.provider import SigningKey
@@ -433,7 +434,7 @@ def _with_keys(tree: fdt.Tree, upload: Upload, asked: Sequence[_Asked], *, requi
     return encoded
 
 
-def _keyed(tree: fdt.Tree, read_at: fdt.ReadAt, asked: Sequence[_Asked], *, required: bool) -> bytes:
+def _keyed(tree: fdt.Tree, read_at: ReadAt, asked: Sequence[_Asked], *, required: bool) -> bytes:
     """Writes the keys, those of images first, as mkimage does; what is there already stays as it is."""
     for each in asked:
         kind = "image" if each.signature.of_image else "conf"

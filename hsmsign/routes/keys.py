@@ -167,7 +167,7 @@ def blueprint(jobs: Jobs, keyring: Keyring, limits: LimitSettings) -> Blueprint:
     @blueprint.post("/keys/<name>/sign")
     @document_request(DigestRequest)
     @document_response(DigestSignature)
-    @problems(400, 403, 404, 408, 409, 413, 415, 422, 500, 502, 503, 504)
+    @problems(400, 403, 404, 408, 409, 413, 415, 422, 423, 500, 502, 503, 504)
     @tag(["keys"])
     async def sign_digest(name: str) -> Response:
         """Signs a digest with a key that is granted for it (`digest = true`)."""

@@ -36,7 +36,7 @@ def blueprint(
         operation_id(signer.name)(view)
         document_request(signer.form, source=DataSource.FORM_MULTIPART)(view)
         document_response(Artifact)(view)
-        problems(400, 403, 404, 408, 409, 413, 415, 422, 500, 502, 503, 504)(view)
+        problems(400, 403, 404, 408, 409, 413, 415, 422, 423, 500, 501, 502, 503, 504)(view)
         tag(["sign"])(view)
         blueprint.add_url_rule(signer.path, signer.name, view, methods=["POST"])
         if old := OLD_PATHS.get(signer.name):

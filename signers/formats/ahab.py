@@ -18,7 +18,7 @@ The algorithm of an SRK record says how the key signs, and follows from the type
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from signers.formats.hab import is_ca
+from signers.formats.reading import ReadAt
 from tokens.errors import SignatureMismatch
 from tokens.schemes import Hash
 from tokens.verify import HASHES, ecdsa_der
@@ -65,9 +66,6 @@ CONTAINER_MAX_BYTES = 0xFFFF
 _CHUNK_BYTES = 1 << 20
 
 Key = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
-
-ReadAt = Callable[[int, int], bytes]
-"""`read(offset, length)`: that many bytes of a file, fewer only at its end."""
 
 
 class AhabError(ValueError):

@@ -12,13 +12,10 @@ The signature covers the payload header, the payload and the count; it is a deta
 
 import struct
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from signers.formats.efi import WIN_CERTIFICATE_UEFI_GUID, EfiError, pkcs7_certificate, pkcs7_message_size
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the capsule, fewer only at its end."""
+from signers.formats.reading import ReadAt
 
 CAPSULE_MAX_BYTES = 0xFFFF_FFFF
 """Sizes in a capsule have 32 bits."""

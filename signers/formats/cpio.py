@@ -6,8 +6,10 @@ member TRAILER!!! ends the archive. Only headers and names are read here; a memb
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from signers.formats.reading import ReadAt
 
 NEWC = b"070701"
 CRC = b"070702"
@@ -22,9 +24,6 @@ NAME_MAX_BYTES = 255
 
 MEMBERS_MAX = 4096
 """A bound for hostile archives; real ones have a dozen members."""
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the archive, fewer only at its end."""
 
 
 class CpioError(ValueError):

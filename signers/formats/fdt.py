@@ -13,8 +13,10 @@ A long value stays in the file: what is in memory is bounded by the tree's shape
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from signers.formats.reading import ReadAt
 
 HEADER_BYTES = 40
 
@@ -58,9 +60,6 @@ _PROPERTY = struct.Struct(">II")
 # section 5.4.1
 _BEGIN_NODE, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9
 END_NODE, END = _U32.pack(_END_NODE), _U32.pack(_END)
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the file, fewer only at its end."""
 
 
 class FdtError(ValueError):

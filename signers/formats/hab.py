@@ -14,7 +14,7 @@ All numbers are big endian.
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from signers.formats import cms
+from signers.formats.reading import ReadAt
 from tokens.errors import SignatureMismatch
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
 
@@ -62,9 +63,6 @@ _DIGESTS = (Hash.SHA256, Hash.SHA384, Hash.SHA512)
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 Key = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
-
-ReadAt = Callable[[int, int], bytes]
-"""`read(offset, length)`: that many bytes of the artifact, fewer only at its end."""
 
 
 class HabError(ValueError):

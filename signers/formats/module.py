@@ -5,7 +5,8 @@ message, `struct module_signature`, and a marker. The signature is over all that
 """
 
 import struct
-from collections.abc import Callable
+
+from signers.formats.reading import ReadAt
 
 MARKER = b"~Module signature appended~\n"
 
@@ -21,9 +22,6 @@ SIGNATURES_MAX = 8
 # algo, hash, id_type, signer_len, key_id_len, 3 bytes of padding, sig_len in big endian
 _INFO = struct.Struct(">5B3xI")
 _PKCS7 = 2  # PKEY_ID_PKCS7: the only type since Linux 4.3
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the module, fewer only at its end."""
 
 
 class ModuleError(ValueError):

@@ -7,21 +7,17 @@ Layouts are those of Microsoft's "PE Format", of its paper "Windows Authenticode
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import asn1crypto.parser
 
 from signers.formats import cms, der
+from signers.formats.reading import ReadAt, chunks
 from tokens.schemes import Hash
-
-ReadAt = Callable[[int, int], bytes]
 
 SPC_INDIRECT_DATA = "1.3.6.1.4.1.311.2.1.4"
 _SPC_PE_IMAGE_DATA = "1.3.6.1.4.1.311.2.1.15"
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of an image is in memory while it is read through."""
 
 CERTIFICATES_MAX_BYTES = 1024 * 1024
 """The largest table of signatures: one signature with its certificates has a few KiB."""
@@ -150,8 +146,8 @@ def digest(read_at: ReadAt, image: Image, hash_: Hash) -> bytes:
     """The Authenticode digest of an image: of all but its checksum and signatures, padded as `padding` says."""
     found = hashlib.new(hash_.hashlib_name)
     for begin, end in image.hashed():
-        for at in range(begin, end, CHUNK_BYTES):
-            found.update(read_at(at, min(CHUNK_BYTES, end - at)))
+        for chunk in chunks(read_at, begin, end):
+            found.update(chunk)
     found.update(padding(image.content_size))
     return found.digest()
 
@@ -214,9 +210,9 @@ def checksum(read_at: ReadAt, image: Image) -> bytes:
     """
     total = 0
     for begin, end in ((0, image.checksum), (image.checksum + 4, image.size)):
-        for at in range(begin, end, CHUNK_BYTES):
+        for chunk in chunks(read_at, begin, end):
             # 2**16 is 1 modulo 2**16 - 1: a number is congruent to the sum of its words
-            total += int.from_bytes(read_at(at, min(CHUNK_BYTES, end - at)), "little") % 0xFFFF
+            total += int.from_bytes(chunk, "little") % 0xFFFF
     # end-around carry makes zero of nothing only, and MZ is something
     folded = (total - 1) % 0xFFFF + 1
     return struct.pack("<I", (folded + image.size) & 0xFFFF_FFFF)

@@ -15,13 +15,13 @@ the numbers of RSA keys big-endian.
 
 import hashlib
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from signers.formats.reading import ReadAt
 from tokens.errors import SignatureMismatch
 from tokens.schemes import Hash, RsaPkcs1v15, RsaPss
 from tokens.verify import verify
@@ -69,9 +69,6 @@ _MODULUS, _EXPONENT = 0xD0000130, 0xD0000230  # TEE_ATTR_RSA_MODULUS, TEE_ATTR_R
 _AES_GCM = 0x40000810  # TEE_ALG_AES_GCM
 NONCE_BYTES = 12
 TAG_BYTES = 16
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the file, fewer only at its end."""
 
 
 class TaError(ValueError):

@@ -9,8 +9,10 @@ files, names that are given twice.
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from signers.formats.reading import ReadAt
 
 BLOCK_BYTES = 512
 
@@ -34,9 +36,6 @@ _EXTENSIONS = frozenset((_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL))
 
 _OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=]+)=", re.DOTALL)
-
-ReadAt = Callable[[int, int], bytes]
-"""`read_at(offset, length)`: that many bytes of the archive, fewer only at its end."""
 
 
 class TarError(ValueError):

@@ -265,11 +265,9 @@ class _Scripts:
         values = self.bundle.manifest.values
         machine = self.machine
         bcts = f"{machine}.cfg,{machine}-override.cfg" if self.bsp.soctype == "tegra194" else f"{machine}.cfg"
-        files: tuple[str, ...] = (values["DTBFILE"], values.get("EMMC_BCTS", bcts), values.get("ODMDATA", ""))
-        if self.bsp.numbers >= (38,):  # they have these from flashvars
-            files = ()
+        files = ("flash.xml.in", values["DTBFILE"], values.get("EMMC_BCTS", bcts), values.get("ODMDATA", ""))
         program = f"{self.workspace.work}/{COPIES}/{self.bsp.helper}"
-        return (program, *options, *self.keys, "flash.xml.in", *files, values["LNXFILE"])
+        return (program, *options, *self.keys, *files, values["LNXFILE"])
 
     def _sign_file(self, name: str) -> tuple[str, ...]:
         """l4t_sign_image.sh: meta-tegra's tegra-signimage-helper does not know its own option --chip."""

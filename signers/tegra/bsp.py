@@ -101,8 +101,8 @@ class Bsp:
         """Why it cannot be used, however complete it is."""
         if self.soctype == "tegra210" or self.numbers < (32, 5):
             return "it signs by a program that reads the private key itself, which the client's text could take there"
-        if self.numbers >= (39,):
-            return "nobody has tried it"
+        if self.numbers >= (38,):
+            return "its helpers are called in another way, and make other files"
         return None
 
     def faults(self) -> list[str]:
@@ -148,7 +148,7 @@ def find(base: Path, version: str, soctype: SocType) -> Bsp:
     if unsupported := bsp.unsupported():
         raise ToolUnavailable(
             f"L4T {version} for {soctype} cannot be used: {unsupported}.",
-            "Use L4T 32.5 up to 38 on tegra186, tegra194 and tegra234.",
+            "Use L4T 32.5 up to 36 on tegra186, tegra194 and tegra234.",
         )
     if faults := bsp.faults():
         raise ToolUnavailable(

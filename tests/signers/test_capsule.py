@@ -18,7 +18,7 @@ from signers import capsule
 from signers.capsule import GUIDS, CapsuleForm, UefiCapsule
 from signers.formats.capsule import CAPSULE_MAX_BYTES
 from signers.signer import GrantedFile, Job, Signed, Upload
-from tokens.errors import ArtifactRejected, KeyMismatch, KeyNotFound, KeyUnsuited, KeyUnusable, SigningFailed
+from tokens.errors import ArtifactRejected, KeyMismatch, KeyNotFound, KeyUnsuited, KeyUnusable, SignatureMismatch
 
 PAYLOAD = b"\r\n\x00\xffpayload" * 20_000
 GUID = "4a1b2c3d-0000-4111-8222-333344445555"
@@ -223,11 +223,11 @@ async def test_a_capsule_put_together_wrongly_is_never_released(sign, pairs, mon
         return Signed((damage(parts[0]), *parts[1:]), filename)
 
     monkeypatch.setattr(capsule, "Signed", signed)
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         await sign(pairs["rsa2048"])
 
 
 async def test_nor_is_another_payload(sign, pairs, monkeypatch):
     monkeypatch.setattr(capsule, "Signed", lambda parts, filename: Signed((parts[0], bytes(len(PAYLOAD))), filename))
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         await sign(pairs["rsa2048"])

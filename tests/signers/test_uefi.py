@@ -17,7 +17,7 @@ from signers import uefi
 from signers.formats import pe
 from signers.signer import Job, Signed, Upload
 from signers.uefi import Uefi, UefiForm
-from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnsuited, KeyUnusable, SigningFailed
+from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnsuited, KeyUnusable, SignatureMismatch
 
 PROGRAM = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
 STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
@@ -345,7 +345,7 @@ class LyingPair:
 @pytest.mark.parametrize("signing_type", KINDS)
 async def test_a_wrong_signature_is_never_released(sign, pairs, lists, signing_type):
     fields = {"artifact": lists(), "signing_type": signing_type, **KINDS[signing_type]}
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         await sign(LyingPair(pairs["rsa2048"], pairs["rsa3072"]), **fields)
 
 
@@ -380,7 +380,7 @@ async def test_a_program_put_together_wrongly_is_never_released(sign, pairs, mon
         return Signed((damage(good.read(0, good.size)),), good.filename)
 
     monkeypatch.setattr(uefi._Program, "signed", signed)
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         await sign(pairs["rsa2048"], once, signing_type="sbsign")
 
 
@@ -395,5 +395,5 @@ async def test_nor_is_anything_else(sign, pairs, monkeypatch, lists, signing_typ
         return Signed((flipped(at)(good.read(0, good.size)),), good.filename)
 
     monkeypatch.setattr(kind, "signed", signed)
-    with pytest.raises(SigningFailed):
+    with pytest.raises(SignatureMismatch):
         await sign(pairs["rsa2048"], **{"artifact": lists(), "signing_type": signing_type, **KINDS[signing_type]})

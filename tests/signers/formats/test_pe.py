@@ -16,7 +16,7 @@ PROGRAMS = sorted(Path("/usr/lib/systemd/boot/efi").glob("*.efi*"))
 SMALL = PROGRAMS[0].read_bytes()
 
 
-def read_at(data: bytes) -> pe.ReadAt:
+def read_at(data: bytes) -> ReadAt:
     return lambda offset, length: data[offset : offset + length]
 
 
