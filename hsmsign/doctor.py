@@ -19,11 +19,9 @@ from typing import Any
 from hsmsign.keyring import Keyring, KeyState
 from hsmsign.mistakes import PLACEHOLDER
 from hsmsign.settings import Grant, ServerSettings, Settings, SettingsError, find_file, load
-from signers import rockchip_tools
-from signers.imx import cst_versions
 from signers.registry import SIGNERS
 from signers.sandbox import PATH, Sandbox
-from signers.signer import by_name
+from signers.signer import UsesTools, by_name
 from signers.tegra import bsp as bsps
 from tokens.errors import Error, ToolUnavailable
 from tokens.file import FileSettings
@@ -110,7 +108,7 @@ def _directories(settings: Settings) -> Iterator[Finding]:
 
 
 async def _tools(settings: Settings) -> list[Finding]:
-    """Whether vendors' tools can run, and NXP's is there for those who may use it."""
+    """Whether vendors' tools can run, and are there for those who may use them."""
     found = [Finding(Level.OK, "tools.sandbox", "bubblewrap runs.")]
     if settings.tools.sandbox == "none":
         message = "tools run without a sandbox: a hostile artifact may reach whatever this user can."
@@ -119,36 +117,20 @@ async def _tools(settings: Settings) -> list[Finding]:
         await Sandbox(settings.tools).check()
     except ToolUnavailable as error:
         found = [Finding(Level.ERROR, "tools.sandbox", error.message, error.hint)]
-    if any(grant.signer == "imx" for grant in settings.grants):
-        versions = cst_versions(settings.signers.imx)
-        base = settings.signers.imx.cst_base
-        found.append(
-            Finding(Level.OK, "signers.imx.cst_base", f"cst {', '.join(versions)}")
-            if versions
-            else Finding(
-                Level.WARNING,
-                "signers.imx.cst_base",
-                f"there is no cst below {base}: imx cannot sign.",
-                f"Install NXP's Code Signing Tool as {base}/cst-VERSION/linux64/bin/cst, or correct cst_base.",
-            )
-        )
+    for signer in SIGNERS:
+        roles = {grant.role for grant in settings.grants if grant.signer == signer.name}
+        if roles and isinstance(signer, UsesTools):
+            looked = signer.look(settings.signers.of(signer.name), roles)
+            found += [_of_tool(signer.tools_setting, each) for each in looked]
     if any(grant.signer == "tegra" for grant in settings.grants):
         found += _bsps(settings.signers.tegra.l4t_base)
-    found += _rockchip(settings)
     return found
 
 
-def _rockchip(settings: Settings) -> Iterator[Finding]:
-    """Whether Rockchip's programs are there for those who may use them."""
-    tools, subject = settings.signers.rk.tools, "signers.rk.tools"
-    for signer, role, program in (
-        ("rkoptee-tee", "pubkey", rockchip_tools.change_puk), ("rk", "burn", rockchip_tools.sign_tool),
-    ):  # fmt: skip
-        if any((grant.signer, grant.role) == (signer, role) for grant in settings.grants):
-            try:
-                yield Finding(Level.OK, subject, f"{program(tools).name} is installed.")
-            except ToolUnavailable as error:
-                yield Finding(Level.WARNING, subject, error.message, error.hint)
+def _of_tool(subject: str, state: str | ToolUnavailable) -> Finding:
+    if isinstance(state, ToolUnavailable):
+        return Finding(Level.WARNING, subject, state.message, state.hint)
+    return Finding(Level.OK, subject, state)
 
 
 def _bsps(base: Path) -> Iterator[Finding]:
@@ -289,7 +271,7 @@ async def _of_template(grant: Grant, settings: Settings, keyring: Keyring) -> li
     """What a grant of key files gives for each machine or distro that has one."""
     provider = settings.providers[grant.provider]
     signer = by_name(SIGNERS)[grant.signer]
-    role = next(role for role in signer.roles if role.name == grant.role)
+    role = by_name(signer.roles)[grant.role]
     found = []
     for name in _names(grant, provider.root) if isinstance(provider, FileSettings) else ():
         machine, distro = (name, None) if signer.scope == "machine" else (None, name)

@@ -412,7 +412,7 @@ class _Granted:
 
     def __init__(self, grant: Grant, provider: KeyProvider, signer: Signer) -> None:
         self.grant = grant
-        self.role = next(role for role in signer.roles if role.name == grant.role)
+        self.role = by_name(signer.roles)[grant.role]
         self.signs = not self.role.is_file and not self.role.algorithms
         self.provider = provider
         self.on_token = provider.kind not in KEY_STORES

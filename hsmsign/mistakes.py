@@ -86,8 +86,8 @@ def _signer_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iter
                 yield (key,), f"{signer.name} is asked by {signer.scope}: {{{name}}} stands for nothing"
     if signer is None:
         return
-    roles = [role.name for role in signer.roles]
-    if grant.get("role", roles[0]) not in roles:
+    roles = by_name(signer.roles)
+    if "role" in grant and grant["role"] not in roles:
         yield ("role",), unknown(f"role of {signer.name}", grant["role"], roles)
     yield from _role_mistakes(grant, signer, kinds)
     for scope in _SCOPES:
@@ -97,7 +97,7 @@ def _signer_mistakes(grant: Mapping[str, Any], kinds: Mapping[str, str]) -> Iter
 
 def _role_mistakes(grant: Mapping[str, Any], signer: Signer, kinds: Mapping[str, str]) -> Iterator[tuple[KeyPath, str]]:
     """What does not go with the role: a file of a token, an `allow` or `srk_hash` without meaning."""
-    role = next((role for role in signer.roles if role.name == grant.get("role")), None)
+    role = by_name(signer.roles).get(grant.get("role", ""))
     if role is None:
         return
     if role.is_file and kinds.get(grant.get("provider", "")) in TOKENS:

@@ -147,6 +147,10 @@ class SignersSettings(Section):
         """Its tools are in the same place."""
         return self.rk
 
+    def of(self, signer: str) -> Any:
+        """What the signer of this name has; None: nothing."""
+        return getattr(self, signer.replace("-", "_"), None)
+
 
 class Grant(Section):
     """`[[grants]]`: which signer may use which key, for which machine or distro, in which role."""

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from signers.formats import tar
 from signers.formats.reading import ReadAt
-from signers.signer import FileRange, Signed, Upload
+from signers.signer import FileRange, Signed, Upload, read_through, size_of, unsound
 from tokens.errors import ArtifactRejected
 
 if sys.version_info >= (3, 14):
@@ -219,12 +219,24 @@ class Scratch:
     def unpack(self, content: FileRange, compression: Compression) -> Upload:
         """What is compressed there, in a file. Raises ArtifactRejected where it is broken or too large."""
         largest = max(SMALL_BYTES, self.limits.ratio_max * content.length)
-        chunks = unpacked(Signed((content,), "").chunks(PACKED_CHUNK_BYTES), compression)
+        chunks = unpacked(read_through((content,), PACKED_CHUNK_BYTES), compression)
         return self.write(self._bounded(chunks, largest))
+
+    def plain(self, upload: Upload) -> tuple[Upload, Compression | None]:
+        """What was uploaded, unpacked where it is compressed, and how it was. Raises as `unpack` does."""
+        compression = compression_of(upload.read(0, HEAD_BYTES))
+        return (upload, None) if compression is None else (self.unpack(upload.whole, compression), compression)
 
     def pack(self, content: Signed, compression: Compression) -> Upload:
         """The content, compressed, in a file."""
         return self.write(packed(content.chunks(CHUNK_BYTES), content.size, compression))
+
+    def compressed(self, signed: Signed, compression: Compression) -> Signed:
+        """The answer, compressed. Raises SignatureMismatch where it does not unpack to the same."""
+        upload = self.pack(signed, compression)
+        if not holds(upload, compression, signed):
+            raise unsound("it does not unpack to what was packed")
+        return Signed((upload.whole,), signed.filename)
 
     def write(self, chunks: Iterable[bytes]) -> Upload:
         """The chunks, in a file."""
@@ -258,7 +270,7 @@ class Scratch:
 
 def holds(packed: Upload, compression: Compression, content: Signed) -> bool:
     """Whether a compressed file holds this content; it is unpacked, and not to a file."""
-    chunks = unpacked(Signed((FileRange(packed, 0, packed.size),), "").chunks(PACKED_CHUNK_BYTES), compression)
+    chunks = unpacked(read_through((packed.whole,), PACKED_CHUNK_BYTES), compression)
     return _sha256(chunks) == _sha256(content.chunks(CHUNK_BYTES))
 
 
@@ -274,7 +286,7 @@ class Pieces:
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
         self._parts = parts
-        self._ends = list(itertools.accumulate(_size(part) for part in parts))
+        self._ends = list(itertools.accumulate(size_of(part) for part in parts))
 
     @property
     def size(self) -> int:
@@ -288,17 +300,13 @@ class Pieces:
         while length > 0 and number < len(self._parts):
             part, end = self._parts[number], self._ends[number]
             size = min(length, end - offset)
-            found.append(_slice(part, offset - (end - _size(part)), size))
+            found.append(_slice(part, offset - (end - size_of(part)), size))
             offset, length, number = end, length - size, number + 1
         return tuple(found)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on, fewer only at the end."""
-        return b"".join(Signed(self.cut(offset, length), "").chunks(CHUNK_BYTES))
-
-
-def _size(part: Part) -> int:
-    return len(part) if isinstance(part, bytes) else part.length
+        return b"".join(read_through(self.cut(offset, length), CHUNK_BYTES))
 
 
 def _slice(part: Part, start: int, length: int) -> Part:
@@ -341,14 +349,14 @@ class Archive:
                 parts.append(FileRange(self.upload, kept, member.offset - kept))
             kept = member.end
             if content is not None:
-                size = sum(map(_size, content))
+                size = sum(map(size_of, content))
                 headers = self.upload.read(member.offset, member.data_offset - member.offset)
                 name = names.get(member.name)
                 headers = tar.resized(headers, size) if name is None else tar.renamed(headers, name, size)
                 parts += (headers, *content, bytes(tar.padding(size)))
         end = self.members[-1].end if self.members else 0
         parts.append(FileRange(self.upload, kept, end - kept))
-        parts.append(tar.trailer(sum(map(_size, parts))))
+        parts.append(tar.trailer(sum(map(size_of, parts))))
         return Signed(tuple(parts), filename)
 
 

@@ -15,14 +15,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from signers.certified import message_by
 from signers.formats import cms
-from signers.formats.capsule import CAPSULE_MAX_BYTES, MONOTONIC_COUNT, Capsule, ReadAt, parse
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
+from signers.formats.capsule import CAPSULE_MAX_BYTES, MONOTONIC_COUNT, Capsule, parse
+from signers.formats.reading import ReadAt, chunks
+from signers.signer import Form, Job, Name, Role, Signed, Upload, unsound
 from tokens.certificates import load_certificates
-from tokens.errors import ArtifactRejected, KeyNotFound, SignatureMismatch
+from tokens.errors import ArtifactRejected, KeyNotFound
 from tokens.provider import SigningKey
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of a payload is in memory while it is hashed."""
 
 _DOTTED = re.compile(r"([0-9]{1,5})\.([0-9]{1,3})(?:\.([0-9]{1,3}))?")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
@@ -132,7 +130,7 @@ class UefiCapsule:
             message = replace(message, embed=tuple(dict.fromkeys((*message.embed, *chain))))
             signature = await key.sign(message.scheme, message.to_sign(digest))
         headers = capsule.headers(message.assemble(digest, signature))
-        signed = Signed((headers, FileRange(form.artifact, 0, form.artifact.size)), "capsule.cap")
+        signed = Signed((headers, form.artifact.whole), "capsule.cap")
         await job.run(_verify, signed, capsule, message)
         return signed
 
@@ -153,9 +151,8 @@ async def _chain(key: SigningKey, machine: str, job: Job) -> tuple[x509.Certific
 def _digest(read_at: ReadAt, capsule: Capsule, payload_at: int = 0) -> bytes:
     """What the message is of."""
     digest = hashlib.sha256(capsule.payload_header())
-    end = payload_at + capsule.payload_size
-    for at in range(payload_at, end, CHUNK_BYTES):
-        digest.update(read_at(at, min(CHUNK_BYTES, end - at)))
+    for chunk in chunks(read_at, payload_at, payload_at + capsule.payload_size):
+        digest.update(chunk)
     digest.update(MONOTONIC_COUNT)
     return digest.digest()
 
@@ -165,14 +162,7 @@ def _verify(signed: Signed, capsule: Capsule, message: cms.Message) -> None:
     try:
         found, encoded = parse(signed.read, signed.size)
     except ValueError as error:
-        raise _unsound(str(error)) from None
+        raise unsound(error, "capsule") from None
     if found != capsule:
-        raise _unsound("it is for another firmware or version")
+        raise unsound("it is for another firmware or version", "capsule")
     cms.verify(encoded, message, _digest(signed.read, found, signed.size - found.payload_size))
-
-
-def _unsound(fault: str) -> SignatureMismatch:
-    return SignatureMismatch(
-        f"The finished capsule is not sound: {fault}.",
-        "Report this with the request id: the capsule was not released.",
-    )

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from signers.formats import ekb
 from signers.formats.ekb import Tag, Version
-from signers.signer import Form, Job, Name, Role, Signed
-from tokens.errors import KeyNotFound, KeyUnsuited, KeyUnusable, SignatureMismatch
+from signers.signer import Form, Job, Name, Role, Signed, unsound
+from tokens.errors import KeyNotFound, KeyUnsuited, KeyUnusable
 from tokens.provider import SymmetricKey
 from tokens.symmetric import SymmetricAlgorithm
 from tokens.symmetric_file import unhexed
@@ -162,7 +162,4 @@ async def _verify(image: bytes, version: Version, keys: dict[Tag, bytes], fuse: 
     try:
         ekb.verify(image, version, keys, await fuse.encrypt_ecb(vector), vector)
     except ValueError as error:
-        raise SignatureMismatch(
-            f"The finished EKB image is not sound: {error}.",
-            "Report this with the request id: the image was not released.",
-        ) from None
+        raise unsound(error, "EKB image") from None

@@ -25,13 +25,10 @@ from signers.formats import fdt, fit, tar
 from signers.formats.fdt import FdtError, Span, Value
 from signers.formats.fit import Algorithm, Fit, FitError, Signature, Stamp
 from signers.formats.reading import ReadAt
-from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload
+from signers.signer import Backend, Form, Job, Name, Role, Signed, Upload, read_through, size_of, unsound
 from tokens.errors import ArtifactRejected, KeyNotFound, KeyNotGranted, KeyUnsuited, SignatureMismatch
 from tokens.provider import SigningKey
 from tokens.verify import verify
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of an image is in memory while it is hashed."""
 
 SIGNATURES_AT_ONCE = 32
 """How many signatures are asked for at a time."""
@@ -170,9 +167,9 @@ async def sign(form: FitimageForm, job: Job, key_of: KeyOf, uboot: UBoot) -> Sig
 class _File:
     """A FIT, as it came or as it is about to leave. Raises FdtError or FitError."""
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
+    def __init__(self, parts: tuple[Part, ...], *, slack: int = 1) -> None:
         self.pieces = Pieces(parts)
-        self.fit = Fit(fdt.parse(self.pieces.read_at, self.pieces.size))
+        self.fit = Fit(fdt.parse(self.pieces.read_at, self.pieces.size, slack=slack))
         self.fit.check_data(self.pieces.size)
         self._known: dict[fdt.Node, dict[str, bytes]] = {}
 
@@ -188,7 +185,7 @@ class _File:
         """The digests of the values, one after the other."""
         hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms if name != "crc32"}
         crc = 0
-        for chunk in Signed(self.parts(values), "").chunks(CHUNK_BYTES):
+        for chunk in read_through(self.parts(values), archives.CHUNK_BYTES):
             for each in hashes.values():
                 each.update(chunk)
             crc = zlib.crc32(chunk, crc)
@@ -259,7 +256,7 @@ class _Asked:
 def _read(upload: Upload) -> _File:
     """The FIT, with fresh hashes of its images. Raises ArtifactRejected."""
     try:
-        artifact = _File((FileRange(upload, 0, upload.size),))
+        artifact = _File((upload.whole,))
         for node, value in artifact.hashes():
             artifact.fit.tree.set(node, "value", value)
     except (FdtError, FitError) as error:
@@ -342,7 +339,9 @@ async def _sign(artifact: _File, asked: Sequence[_Asked], digests: Sequence[byte
             for each, digest in zip(asked, digests, strict=True):
                 group.create_task(sign(each, digest))
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        # whatever else went wrong at the same time, this is what locks the key
+        mismatch, _ = failed.split(SignatureMismatch)
+        raise (mismatch or failed).exceptions[0] from None
 
 
 def _finish(artifact: _File, asked: Sequence[_Asked], dtb: fdt.Tree | None, form: FitimageForm, job: Job) -> Signed:
@@ -360,11 +359,7 @@ def _finish(artifact: _File, asked: Sequence[_Asked], dtb: fdt.Tree | None, form
 
 def packed(files: Mapping[str, tuple[Part, ...]], scratch: Scratch) -> Signed:
     """A tar.gz of the files. Raises SignatureMismatch where it does not unpack to the same."""
-    archive = _archive(files)
-    upload = scratch.pack(archive, archives.GZIP)
-    if not archives.holds(upload, archives.GZIP, archive):
-        raise _unsound("it does not unpack to what was packed")
-    return Signed((FileRange(upload, 0, upload.size),), archive.filename)
+    return scratch.compressed(_archive(files), archives.GZIP)
 
 
 def _assembled(artifact: _File, position: int | None) -> tuple[Part, ...]:
@@ -406,20 +401,20 @@ def _verify(signed: tuple[Part, ...], asked: Sequence[_Asked]) -> None:
     Raises SignatureMismatch.
     """
     try:
-        finished = _File(signed)
+        finished = _File(signed, slack=2)
         found = {each.path: each for each in finished.fit.signatures}
         for node, digest in finished.hashes():
             if node.value("value") != digest:
-                raise _unsound("a hash is not that of its image")
+                raise unsound("a hash is not that of its image", "FIT")
         for each in asked:
             signature = found[each.signature.path]
             if replace(signature.algorithm, longest_salt=each.algorithm.longest_salt) != each.algorithm:
-                raise _unsound("a signature is by another algorithm")
+                raise unsound("a signature is by another algorithm", "FIT")
             value = signature.node.value("value")
             digest = finished.digest(signature, each.algorithm)
             verify(each.key.public_key, each.algorithm.scheme, digest, value if isinstance(value, bytes) else b"")
     except (FdtError, FitError, KeyError) as error:
-        raise _unsound(f"{error}") from None
+        raise unsound(error, "FIT") from None
 
 
 def _with_keys(tree: fdt.Tree, upload: Upload, asked: Sequence[_Asked], *, required: bool) -> bytes:
@@ -428,7 +423,7 @@ def _with_keys(tree: fdt.Tree, upload: Upload, asked: Sequence[_Asked], *, requi
         encoded = _keyed(tree, upload.read, asked, required=required)
         finished = Upload(encoded, upload.filename, len(encoded))
         if _keyed(fdt.parse(finished.read, finished.size), finished.read, asked, required=required) != encoded:
-            raise _unsound("the dtb does not hold its keys")
+            raise unsound("the dtb does not hold its keys", "FIT")
     except FdtError as error:
         raise _no_dtb(f"{error}") from None
     return encoded
@@ -446,16 +441,15 @@ def _keyed(tree: fdt.Tree, read_at: ReadAt, asked: Sequence[_Asked], *, required
 def _archive(files: Mapping[str, tuple[Part, ...]]) -> Signed:
     parts: list[Part] = []
     for name, content in files.items():
-        size = Signed(content, "").size
+        size = sum(map(size_of, content))
         parts += (tar.header(name.encode(), size), *content, bytes(tar.padding(size)))
-    parts.append(tar.trailer(Signed(tuple(parts), "").size))
+    parts.append(tar.trailer(sum(map(size_of, parts))))
     return Signed(tuple(parts), f"signed-{FIT_NAME}.tar.gz")
 
 
 def _dtb_name(upload: Upload) -> str:
     """The upload's own base name, of harmless characters only."""
-    base = re.split(r"[/\\]", upload.filename)[-1]
-    name = re.sub(r"[^A-Za-z0-9._+-]", "_", base)[:99].lstrip(".")
+    name = re.sub(r"[^A-Za-z0-9._+-]", "_", upload.basename)[:99].lstrip(".")
     return name if name and name != FIT_NAME else DTB_NAME
 
 
@@ -469,11 +463,4 @@ def _no_fit(fault: str) -> ArtifactRejected:
 def _no_dtb(fault: str) -> ArtifactRejected:
     return ArtifactRejected(
         f"No key can be put into the dtb: {fault}.", "Send U-Boot's own device tree, such as u-boot.dtb."
-    )
-
-
-def _unsound(fault: str) -> SignatureMismatch:
-    return SignatureMismatch(
-        f"The finished FIT is not sound: {fault}.",
-        "Report this with the request id: it was not released.",
     )

@@ -13,19 +13,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
+from signers.certified import certificate_of, scheme_of
 from signers.formats import cms
+from signers.formats.reading import chunks
 from signers.sandbox import Workspace
 from signers.signer import Backend, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import KeyMismatch, KeyUnusable, ToolFailed
+from tokens.errors import ToolFailed
 from tokens.lending import LentKey, Loan, LoanLimits, Via
 from tokens.provider import SigningKey
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15, RsaPss, Scheme
 from tokens.verify import check_suited, ecdsa_raw, verify
 
 OPENSSL = "/usr/bin/openssl"
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of a file is in memory while it is hashed."""
 
 _TOKEN, _LABEL = "hsmsign", "key"
 _URI = f"pkcs11:token={_TOKEN};object={_LABEL};type=private"
@@ -84,17 +83,8 @@ class _Asked:
 
     def __post_init__(self) -> None:
         check_suited(self.key.public_key, self.scheme)
-        if self.method != "CMS":
-            return
-        if not self.key.certificates:
-            raise KeyUnusable(
-                "Method CMS needs the key's certificate, and there is none.", "Name it as the grant's `certificate`."
-            )
-        if cms.certified_key(self.key.certificates[0]) != self.key.public_key:
-            raise KeyMismatch(
-                "The certificate is for another key.",
-                "Put the key's own certificate first in the grant's `certificate`.",
-            )
+        if self.method == "CMS":
+            certificate_of(self.key)
 
     @property
     def scheme(self) -> Scheme:
@@ -106,8 +96,7 @@ class _Asked:
             case "ECDSA":
                 return Ecdsa(self.hash)
             case "CMS":
-                elliptic = isinstance(self.key.public_key, ec.EllipticCurvePublicKey)
-                return Ecdsa(self.hash) if elliptic else RsaPkcs1v15(self.hash)
+                return scheme_of(self.key.public_key, self.hash)
 
     def arguments(self, workspace: Workspace) -> list[str]:
         """What openssl is told, but for the artifact and the output."""
@@ -161,9 +150,8 @@ async def _signed_by_openssl(artifact: Upload, asked: _Asked, job: Job) -> bytes
 
 def _digest(artifact: Upload, hash_: Hash) -> bytes:
     digest = hashlib.new(hash_.hashlib_name)
-    with artifact.open() as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    for chunk in chunks(artifact.read, 0, artifact.size):
+        digest.update(chunk)
     return digest.digest()
 
 

@@ -7,7 +7,7 @@ is parsed again and verified before it is released. docs/signers/imx.md says why
 import logging
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from signers import imx_verify
 from signers.formats.csf import CsfError, emit, parse
-from signers.formats.csf_plan import AhabPlan, CsfUnsupported, HabPlan, Plan, understand, with_files
+from signers.formats.csf_plan import AhabPlan, CsfUnsupported, HabPlan, Hash, Plan, understand, with_files
 from signers.formats.csf_plan import Role as FileRole
 from signers.imx_keys import KeySet, load_certificate
 from signers.sandbox import Workspace
-from signers.signer import Backend, FileRange, Form, GrantedFile, Job, Name, Role, Signed, Upload
+from signers.signer import Backend, Form, GrantedFile, Job, Name, Role, Signed, Upload
 from tokens.errors import ArtifactRejected, KeyNotGranted, KeyUnusable, ToolFailed, ToolUnavailable
 from tokens.lending import LentKey, Loan, LoanLimits, Via
 from tokens.provider import PublicKey, SigningKey
@@ -98,6 +98,7 @@ class Imx:
         Role("img", "HABv4: signs the image ([Install Key])."),
         Role("srk", "AHAB: signs the container. HABv4: signs all with [Install NOCAK]."),
     )
+    tools_setting = "signers.imx.cst_base"
 
     async def sign(self, form: ImxForm, job: Job) -> Signed:
         """See `Signer.sign`."""
@@ -126,12 +127,23 @@ class Imx:
             workspace.mount(settings.cst_base / f"cst-{form.cstversion}")
             path = await _run(workspace, cst, form.backend, workspace.put("commands.csf", text.encode()))
         await job.run(imx_verify.verify, expected, path)
-        base = posixpath.basename(form.artifact.filename.replace("\\", "/")) or "artifact"
+        base = form.artifact.basename or "artifact"
         output = Upload(path, base, path.stat().st_size)
-        return Signed((FileRange(output, 0, output.size),), f"{base}.signed")
+        return Signed((output.whole,), f"{base}.signed")
+
+    def look(self, settings: ImxSettings, _roles: Collection[str]) -> Iterator[str | ToolUnavailable]:
+        """See `UsesTools.look`."""
+        base = settings.cst_base
+        if versions := _cst_versions(settings):
+            yield f"cst {', '.join(versions)}"
+        else:
+            yield ToolUnavailable(
+                f"there is no cst below {base}: imx cannot sign.",
+                f"Install NXP's Code Signing Tool as {base}/cst-VERSION/linux64/bin/cst, or correct cst_base.",
+            )
 
 
-def cst_versions(settings: ImxSettings) -> list[str]:
+def _cst_versions(settings: ImxSettings) -> list[str]:
     """The versions of cst that are installed."""
     programs = settings.cst_base.glob("cst-*/linux64/bin/cst")
     return sorted(program.parents[2].name.removeprefix("cst-") for program in programs)
@@ -140,7 +152,7 @@ def cst_versions(settings: ImxSettings) -> list[str]:
 def _program(settings: ImxSettings, form: ImxForm) -> Path:
     program = settings.cst_base / f"cst-{form.cstversion}" / "linux64/bin/cst"
     if not program.is_file():
-        versions = ", ".join(cst_versions(settings)) or "none"
+        versions = ", ".join(_cst_versions(settings)) or "none"
         raise ToolUnavailable(
             f"cst {form.cstversion} is not installed; there are: {versions}.",
             f"Ask for one of those, or install NXP's tool as cst-{form.cstversion} below signers.imx.cst_base.",
@@ -172,13 +184,28 @@ def _plan(form: ImxForm) -> Plan:
         family = "AHAB" if _FAMILIES[form.soctype] is AhabPlan else "HABv4"
         raise ArtifactRejected(f"An {form.soctype} boots {family} images; the CSF is not for that.", "Correct either.")
     _check_data(plan, form.artifact)
+    if isinstance(plan, HabPlan):
+        _check_releasable(plan)
     return plan
+
+
+def _check_releasable(plan: HabPlan) -> None:
+    """What `cst` would make and `imx_verify` does not release is refused before anything is signed."""
+    if plan.srk.hash is not Hash.SHA256:
+        fault = "[Install SRK] must have the Hash Algorithm sha256, which the fuses are of"
+    elif plan.header.hash is Hash.SHA1:
+        fault = "signatures of SHA-1 are not made"
+    elif any(key.verification_index for key in plan.keys):
+        fault = "[Install Key] must have Verification index = 0: image keys are certified by the SRK here"
+    else:
+        return
+    raise ArtifactRejected(f"The CSF asks for what is not done here: {fault}.", "Correct the CSF.")
 
 
 def _check_data(plan: Plan, artifact: Upload) -> None:
     """Only the upload may be named: `cst` would open any file, and give digests of its pieces away."""
     names = {_base(each.text) for each in plan.files(FileRole.DATA)}
-    if len(plan.files(FileRole.DATA)) != 1 or names != {_base(artifact.filename)}:
+    if len(plan.files(FileRole.DATA)) != 1 or names != {artifact.basename}:
         raise ArtifactRejected(
             "The CSF names data that is not the uploaded artifact.",
             "Name the artifact in the CSF by its file name, the same everywhere.",

@@ -17,7 +17,7 @@ from pydantic import Field
 from signers import archives
 from signers.archives import Archive, ArchiveLimits, Compression, Part, Pieces, Scratch
 from signers.formats import cms, module, tar
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
+from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload, read_through, unsound
 from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, SignatureMismatch
 from tokens.provider import SigningKey
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
@@ -84,7 +84,7 @@ class Kmod:
 
             modules = await _in_batches(sign, artifact.modules)
         signed = await job.run(artifact.signed, modules)
-        return signed if compression is None else await job.run(_packed, signed, compression, scratch)
+        return signed if compression is None else await job.run(scratch.compressed, signed, compression)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +135,7 @@ class _Signing:
         """Raises ArtifactRejected where it is no module."""
         content = module_.file
         if module_.compression is not None:
-            upload = self._scratch.unpack(content, module_.compression)
-            content = FileRange(upload, 0, upload.size)
+            content = self._scratch.unpack(content, module_.compression).whole
         try:
             size = module.unsigned_size(content.read, content.length)
             content = FileRange(content.file, content.offset, size)
@@ -147,7 +146,7 @@ class _Signing:
                 "Send modules as the kernel's build makes them, each named after what it is: .ko, .ko.xz and so on.",
             ) from None
         digest = hashlib.new(self._hash.hashlib_name)
-        for chunk in Signed((content,), "").chunks(archives.CHUNK_BYTES):
+        for chunk in read_through((content,), archives.CHUNK_BYTES):
             digest.update(chunk)
         return _Prepared(module_, content, digest.digest())
 
@@ -164,7 +163,7 @@ class _Signing:
         prepared, appended = each
         signed = Signed((prepared.content, appended), "")
         if prepared.module.compression is not None:
-            signed = _packed(signed, prepared.module.compression, self._scratch)
+            signed = self._scratch.compressed(signed, prepared.module.compression)
             self._scratch.remove(prepared.content.file)
         return _SignedModule(prepared.module.name, signed.parts)
 
@@ -202,15 +201,15 @@ class _Tree:
         try:
             found = list(tar.members(pieces.read_at, pieces.size))
         except tar.TarError as error:
-            raise _unsound(f"{error}") from None
+            raise unsound(error) from None
         if [(each.name, each.kind, each.link) for each in found] != [
             (each.name, each.kind, each.link) for each in self.archive.members
         ]:
-            raise _unsound("its members are not those of the upload")
+            raise unsound("its members are not those of the upload")
         for member, came in zip(found, self.archive.members, strict=True):
             expected = parts.get(member.name, (self.archive.content(came),) if came.size else ())
             if pieces.cut(member.data_offset, member.size) != expected:
-                raise _unsound(f"{archives.shown(member.name)} is not what it should be")
+                raise unsound(f"{archives.shown(member.name)} is not what it should be")
         return signed
 
 
@@ -232,12 +231,10 @@ class _Single:
 
 def _read(upload: Upload, scratch: Scratch) -> tuple[_Tree | _Single, Compression | None]:
     """What is to be signed, and how it was compressed. Raises ArtifactRejected."""
-    filename = re.split(r"[/\\]", upload.filename)[-1]
-    compression = archives.compression_of(upload.read(0, archives.HEAD_BYTES))
-    if compression is not None:
-        upload = scratch.unpack(FileRange(upload, 0, upload.size), compression)
+    filename = upload.basename
+    upload, compression = scratch.plain(upload)
     if not tar.is_tar(upload.read(0, tar.BLOCK_BYTES)):
-        single = _Module(filename.encode(errors="replace"), FileRange(upload, 0, upload.size))
+        single = _Module(filename.encode(errors="replace"), upload.whole)
         return _Single(single, filename), compression
     archive = archives.read(upload, scratch.limits)
     modules = tuple(_modules(archive))
@@ -262,14 +259,6 @@ def _modules(archive: Archive) -> Iterator[_Module]:
 def _suffix(name: bytes) -> bytes:
     found = _SUFFIX.search(name)
     return found[0] if found else b""
-
-
-def _packed(signed: Signed, compression: Compression, scratch: Scratch) -> Signed:
-    """A signed artifact, compressed. Raises SignatureMismatch where it does not unpack to the same."""
-    upload = scratch.pack(signed, compression)
-    if not archives.holds(upload, compression, signed):
-        raise _unsound("it does not unpack to what was packed")
-    return Signed((FileRange(upload, 0, upload.size),), signed.filename)
 
 
 def _each(function: Callable[[T], R], values: Iterable[T]) -> list[R]:
@@ -297,10 +286,3 @@ async def _in_batches(work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], val
             error = error.exceptions[0]
         raise error from None
     return [each for start in sorted(results) for each in results[start]]
-
-
-def _unsound(fault: str) -> SignatureMismatch:
-    return SignatureMismatch(
-        f"The finished artifact is not sound: {fault}.",
-        "Report this with the request id: the artifact was not released.",
-    )

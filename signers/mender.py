@@ -5,7 +5,6 @@ held against the manifest before anything is signed: a signature over a manifest
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -16,7 +15,7 @@ from pydantic import Field, model_validator
 from signers import archives
 from signers.artifact_uri import PATTERN, StoreSettings, fetch
 from signers.formats import mender, tar
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
+from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload, read_through
 from tokens.errors import ArtifactChanged, ArtifactRejected, KeyUnsuited, SignatureMismatch, SigningFailed
 from tokens.provider import PublicKey, SigningKey
 from tokens.schemes import Ecdsa, Hash, RsaPkcs1v15
@@ -142,7 +141,7 @@ class _Artifact:
     @property
     def unchanged(self) -> Signed:
         """The artifact as it came."""
-        return Signed((FileRange(self.upload, 0, self.upload.size),), _filename(self.upload))
+        return Signed((self.upload.whole,), _filename(self.upload))
 
     def with_signature(self, content: bytes) -> Signed:
         """The artifact with another `manifest.sig`, right behind the manifest."""
@@ -257,7 +256,7 @@ class _Check:
             )
 
     def _chunks(self, member: tar.Member, size: int = archives.CHUNK_BYTES) -> Iterator[bytes]:
-        return Signed((FileRange(self._upload, member.data_offset, member.size),), "").chunks(size)
+        return read_through((FileRange(self._upload, member.data_offset, member.size),), size)
 
     def _unpacked(self, payload: mender.Payload) -> Iterator[bytes]:
         compression = COMPRESSIONS[payload.suffix]
@@ -286,4 +285,4 @@ def _unsound(fault: str) -> SigningFailed:
 
 def _filename(upload: Upload) -> str:
     """The upload's own base name."""
-    return re.split(r"[/\\]", upload.filename)[-1] or "artifact.mender"
+    return upload.basename or "artifact.mender"

@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from signers.formats import ta
 from signers.formats.ta import Chain, Header, Kind, Link, SignedHeader, Subkey, TaError, TaScheme
-from signers.signer import Form, Job, Name, Role, Signed, Upload
-from signers.trusted_applications import Signing, check_chain, check_name, read, rsa_key, unsound
+from signers.signer import Form, Job, Name, Role, Signed, Upload, unsound
+from signers.trusted_applications import Signing, check_chain, check_name, read, rsa_key
 from tokens.errors import ArtifactRejected
 from tokens.provider import SigningKey
 from tokens.symmetric import SymmetricAlgorithm
@@ -179,7 +179,7 @@ async def _signed_subkey(subkey: Subkey, key: SigningKey, chain: Chain | None, n
         found = ta.parse_chain(answer)
         found.check()
     except TaError as error:
-        raise unsound(f"{error}") from None
+        raise unsound(error) from None
     if found != Chain(links):
         raise unsound("it is another chain of subkeys")
     signed.verify(public_key)

@@ -4,6 +4,7 @@ TAs are signed as OP-TEE's own are (`trusted_applications.py`), each by the algo
 OP-TEE is put there by Rockchip's closed change_puk, which is given a public key and nothing secret.
 """
 
+from collections.abc import Collection, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,9 +17,9 @@ from pydantic import Field
 from signers import rockchip_tools
 from signers.formats import ta
 from signers.rockchip import RkSettings
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
+from signers.signer import Form, Job, Name, Role, Signed, Upload
 from signers.trusted_applications import Signing, read
-from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, ToolFailed
+from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, ToolFailed, ToolUnavailable
 from tokens.symmetric import SymmetricAlgorithm
 
 TEE_MAX_BYTES = 64 * 1024 * 1024
@@ -82,6 +83,7 @@ class RkopteeTee:
             is_file=True,
         ),
     )
+    tools_setting = "signers.rk.tools"
 
     async def sign(self, form: RkopteeTeeForm, job: Job) -> Signed:
         """See `Signer.sign`."""
@@ -100,7 +102,11 @@ class RkopteeTee:
             path = workspace.result(rockchip_tools.ARTIFACT)
         await job.run(_check, path, form.artifact.size, public_key)
         output = Upload(path, path.name, path.stat().st_size)
-        return Signed((FileRange(output, 0, output.size),), "tee.bin.signed")
+        return Signed((output.whole,), "tee.bin.signed")
+
+    def look(self, settings: RkSettings, _roles: Collection[str]) -> Iterator[str | ToolUnavailable]:
+        """See `UsesTools.look`."""
+        yield rockchip_tools.look(rockchip_tools.change_puk, settings.tools)
 
 
 def _public_key(pem: bytes) -> rsa.RSAPublicKey:

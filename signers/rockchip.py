@@ -7,7 +7,7 @@ has a device burn the key's hash into its fuses.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -21,20 +21,16 @@ from signers import rockchip_fit, rockchip_tools
 from signers.fitimage import GAP_MAX_BYTES
 from signers.formats import idblock, rkloader
 from signers.formats.idblock import Header, IdblockError
+from signers.formats.reading import ReadAt, chunks
 from signers.formats.rkloader import Loader, LoaderError
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, SignatureMismatch, ToolFailed
+from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload, unsound
+from tokens.errors import ArtifactRejected, KeyUnsuited, KeyUnusable, SignatureMismatch, ToolFailed, ToolUnavailable
 from tokens.provider import PublicKey
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of an image is in memory while it is hashed."""
 
 FILENAME = "artifact.signed"
 
 BURN_KEY_HASH = "0x20"
 """The flag by which rk_sign_tool is told so."""
-
-ReadAt = Callable[[int, int], bytes]
 
 _SOCS = {"rk3566": ("3566", "3568"), "rk3568": ("3566", "3568"), "rk3588": ("3588",)}
 """What a USB loader for the SoC says that it is for: Rockchip makes one for RK3566 and RK3568."""
@@ -110,6 +106,7 @@ class Rk:
         Role("key", "Signs idblocks, USB loaders and FITs.", "rksign/dev.key"),
         Role("burn", "The same key as a file, for burn_key_hash.", "rksign/dev.key", is_file=True),
     )
+    tools_setting = "signers.rk.tools"
 
     async def sign(self, form: RkForm, job: Job) -> Signed:
         """See `Signer.sign`."""
@@ -124,6 +121,11 @@ class Rk:
             signatures = [await key.sign(idblock.SCHEME, header.digest) for header in headers]
         signed = [header.with_signature(each) for header, each in zip(headers, signatures, strict=True)]
         return await job.run(_finished, boot, Signed(boot.with_headers(signed), FILENAME), public_key)
+
+    def look(self, settings: RkSettings, roles: Collection[str]) -> Iterator[str | ToolUnavailable]:
+        """See `UsesTools.look`."""
+        if "burn" in roles:
+            yield rockchip_tools.look(rockchip_tools.sign_tool, settings.tools)
 
 
 def _suited(public_key: PublicKey) -> rsa.RSAPublicKey:
@@ -214,10 +216,7 @@ def _finished(boot: _Boot, signed: Signed, public_key: rsa.RSAPublicKey) -> Sign
     try:
         _verify(boot, signed, public_key)
     except (IdblockError, LoaderError) as error:
-        raise SignatureMismatch(
-            f"The finished artifact is not sound: {error}.",
-            "Report this with the request id: the artifact was not released.",
-        ) from None
+        raise unsound(error) from None
     return signed
 
 
@@ -248,7 +247,7 @@ async def _burning(form: RkForm, boot: _Boot, job: Job) -> Signed:
         await tool(*(("sb", "--idb") if idblocks else ("sl", "--loader")), rockchip_tools.ARTIFACT)
         path = workspace.result(rockchip_tools.ARTIFACT)
     output = Upload(path, path.name, path.stat().st_size)
-    signed = Signed((FileRange(output, 0, output.size),), FILENAME)
+    signed = Signed((output.whole,), FILENAME)
     try:
         await job.run(_verify, boot, signed, public_key)
     except (IdblockError, LoaderError, SignatureMismatch) as error:
@@ -277,10 +276,6 @@ def _public_half(private: bytes) -> PublicKey:
 
 def _sha256(read_at: ReadAt, offset: int, size: int) -> bytes:
     digest = hashlib.sha256()
-    for at in _steps(offset, offset + size):
-        digest.update(read_at(at, min(CHUNK_BYTES, offset + size - at)))
+    for chunk in chunks(read_at, offset, offset + size):
+        digest.update(chunk)
     return digest.digest()
-
-
-def _steps(start: int, end: int) -> Iterable[int]:
-    return range(start, end, CHUNK_BYTES)

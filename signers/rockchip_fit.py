@@ -16,7 +16,7 @@ from signers.fitimage import BLOCK_BYTES, FitimageForm, UBoot
 from signers.formats import fdt, rkfit, tar
 from signers.formats.fdt import FdtError, Node, Span
 from signers.formats.fit import BINDING, Fit, FitError
-from signers.signer import FileRange, Job, Signed, Upload
+from signers.signer import FileRange, Job, Signed, Upload, read_through
 from tokens.errors import ArtifactRejected, ToolUnavailable
 from tokens.provider import SigningKey
 
@@ -78,9 +78,7 @@ class _Source:
 
 def _read(artifact: Upload, scratch: Scratch) -> _Source:
     """Raises ArtifactRejected."""
-    compression = archives.compression_of(artifact.read(0, archives.HEAD_BYTES))
-    if compression is not None:
-        artifact = scratch.unpack(FileRange(artifact, 0, artifact.size), compression)
+    artifact, _ = scratch.plain(artifact)
     archive = archives.read(artifact, scratch.limits)
     members = {_name(member): member for member in archive.members if member.kind == tar.REGULAR}
     dtb = _file(archive, members[DTB], scratch, DTB) if DTB in members else None
@@ -101,8 +99,7 @@ def _name(member: tar.Member) -> str:
 
 
 def _file(archive: Archive, member: tar.Member, scratch: Scratch, name: str) -> Upload:
-    content = Signed((archive.content(member),), "")
-    upload = scratch.write(content.chunks(archives.CHUNK_BYTES))
+    upload = scratch.write(read_through((archive.content(member),), archives.CHUNK_BYTES))
     return Upload(upload.content, name, upload.size)
 
 
@@ -141,7 +138,7 @@ def _check_hashes(upload: Upload, fit: Fit, image: Node) -> None:
         value = node.value("value")
         if value is not None and isinstance(data, Span) and algorithm in BINDING:
             digest = hashlib.new(algorithm, usedforsecurity=False)
-            for chunk in Signed((FileRange(upload, data.offset, data.length),), "").chunks(archives.CHUNK_BYTES):
+            for chunk in read_through((FileRange(upload, data.offset, data.length),), archives.CHUNK_BYTES):
                 digest.update(chunk)
             if value != digest.digest():
                 raise FitError(f"the image {image.name!r} has another hash")

@@ -53,6 +53,14 @@ def change_puk(tools: Path) -> Program:
     return _found(Program(tools, "change_puk"), "rk_tee_user")
 
 
+def look(program: Callable[[Path], Program], tools: Path) -> str | ToolUnavailable:
+    """Whether a program is installed: see `signers.signer.UsesTools`."""
+    try:
+        return f"{program(tools).name} is installed."
+    except ToolUnavailable as error:
+        return error
+
+
 def _found(program: Program, source: str) -> Program:
     missing = [name for name in (program.name, *program.beside) if not (program.directory / name).is_file()]
     if missing:

@@ -6,18 +6,20 @@ parts of the signed artifact.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, ParamSpec, Protocol, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from signers.sandbox import Sandbox, ToolSettings
+from tokens.errors import SignatureMismatch, ToolUnavailable
 from tokens.provider import PublicKey, SigningKey, SymmetricKey
 from tokens.schemes import Scheme
 from tokens.symmetric import SymmetricAlgorithm
@@ -48,6 +50,16 @@ class Upload:
     content: Path | bytes
     filename: str
     size: int
+
+    @property
+    def basename(self) -> str:
+        """The filename without the directories that some clients send."""
+        return re.split(r"[/\\]", self.filename)[-1]
+
+    @property
+    def whole(self) -> "FileRange":
+        """All of it."""
+        return FileRange(self, 0, self.size)
 
     def open(self) -> BinaryIO:
         """The file, for reading."""
@@ -110,7 +122,7 @@ class GrantedFile:
         srk_hash: the hash of the SRK table that the fuses hold, where the grant pins it.
     """
 
-    content: bytes
+    content: bytes = field(repr=False)
     allow: frozenset[str] = frozenset()
     srk_hash: bytes | None = None
 
@@ -128,6 +140,42 @@ class FileRange:
         return self.file.read(self.offset + offset, length)
 
 
+def size_of(part: bytes | FileRange) -> int:
+    """Length in bytes."""
+    return len(part) if isinstance(part, bytes) else part.length
+
+
+def read_through(parts: Iterable[bytes | FileRange], size: int) -> Iterator[bytes]:
+    """The bytes of the parts, `size` at a time: the last chunk alone is shorter."""
+    held = bytearray()
+    for piece in _pieces(parts, size):
+        if not held and len(piece) == size:
+            yield piece
+            continue
+        held += piece  # thousands of small parts are not sent one by one
+        if len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)
+
+
+def _pieces(parts: Iterable[bytes | FileRange], size: int) -> Iterator[bytes]:
+    for part in parts:
+        if isinstance(part, bytes):
+            yield from (part[at : at + size] for at in range(0, len(part), size))
+            continue
+        with part.file.open() as file:
+            file.seek(part.offset)
+            left = part.length
+            while left:
+                piece = file.read(min(size, left))
+                if not piece:
+                    raise EOFError(f"the upload is {left} bytes shorter than it was")
+                left -= len(piece)
+                yield piece
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """The answer: its parts in order, and the name and media type it is sent by."""
@@ -139,13 +187,13 @@ class Signed:
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return sum(map(_size, self.parts))
+        return sum(map(size_of, self.parts))
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes of the answer from `offset` on, fewer only at its end."""
         found = []
         for part in self.parts:
-            size = _size(part)
+            size = size_of(part)
             wanted = min(length, size - offset)
             if wanted > 0:
                 piece = part[offset : offset + wanted] if isinstance(part, bytes) else part.read(offset, wanted)
@@ -155,37 +203,15 @@ class Signed:
         return b"".join(found)
 
     def chunks(self, size: int) -> Iterator[bytes]:
-        """The bytes of the answer, `size` at a time: the last chunk alone is shorter."""
-        held = bytearray()
-        for piece in self._pieces(size):
-            if not held and len(piece) == size:
-                yield piece
-                continue
-            held += piece  # thousands of small parts are not sent one by one
-            if len(held) >= size:
-                yield bytes(held[:size])
-                del held[:size]
-        if held:
-            yield bytes(held)
-
-    def _pieces(self, size: int) -> Iterator[bytes]:
-        for part in self.parts:
-            if isinstance(part, bytes):
-                yield from (part[at : at + size] for at in range(0, len(part), size))
-                continue
-            with part.file.open() as file:
-                file.seek(part.offset)
-                left = part.length
-                while left:
-                    piece = file.read(min(size, left))
-                    if not piece:
-                        raise EOFError(f"the upload is {left} bytes shorter than it was")
-                    left -= len(piece)
-                    yield piece
+        """The bytes of the answer: see `read_through`."""
+        return read_through(self.parts, size)
 
 
-def _size(part: bytes | FileRange) -> int:
-    return len(part) if isinstance(part, bytes) else part.length
+def unsound(fault: object, what: str = "artifact") -> SignatureMismatch:
+    """The error for a finished artifact that has this fault: it must not leave."""
+    return SignatureMismatch(
+        f"The finished {what} is not sound: {fault}.", "Report this with the request id: it was not released."
+    )
 
 
 class Keys(Protocol):
@@ -281,6 +307,29 @@ class Signer(Protocol):
         """Signs. Raises `tokens.errors.Error`; ArtifactRejected where the artifact is at fault."""
 
 
-def by_name(signers: tuple[Signer, ...]) -> Mapping[str, Signer]:
-    """The signers by their names."""
-    return {signer.name: signer for signer in signers}
+@runtime_checkable
+class UsesTools(Protocol):
+    """A signer that runs programs which are installed apart."""
+
+    @property
+    def tools_setting(self) -> str:
+        """The setting that says where they are."""
+
+    def look(self, settings: Any, roles: Collection[str]) -> Iterator[str | ToolUnavailable]:
+        """What is installed, in words; and as errors what is not, of that which the granted roles need."""
+
+
+class Named(Protocol):
+    """A signer, or a role."""
+
+    @property
+    def name(self) -> str:
+        """What settings call it."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def by_name(named: Iterable[N]) -> Mapping[str, N]:
+    """Signers, or the roles of one, by their names."""
+    return {each.name: each for each in named}

@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from signers.certified import message_by, scheme_of
 from signers.formats import cms, cpio, libconfig
-from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, SignatureMismatch
+from signers.formats.reading import CHUNK_BYTES, ReadAt
+from signers.signer import Backend, FileRange, Form, Job, Name, Role, Signed, Upload, read_through, unsound
+from tokens.errors import ArtifactRejected
 from tokens.provider import SigningKey
 from tokens.schemes import Hash, RsaPss
 from tokens.verify import check_suited, ecdsa_der, ecdsa_raw, verify
@@ -38,9 +39,6 @@ AT_ONCE_MAX_BYTES = 16 * 1024
 
 PADDING_MAX_BYTES = 64 * 1024
 """What may follow an archive's trailer, all zeros: cpio fills a block, of 512 bytes unless it is told otherwise."""
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of a file is in memory while it is hashed."""
 
 PSS_SALT_BYTES = 32
 
@@ -321,8 +319,8 @@ class _Archive:
         if expected is None and member.magic != cpio.CRC:
             return
         sha256, checksum = hashlib.sha256(), 0
-        content = Signed((FileRange(self.upload, member.data_offset, member.size),), "")
-        for chunk in content.chunks(CHUNK_BYTES):
+        content = FileRange(self.upload, member.data_offset, member.size)
+        for chunk in read_through((content,), CHUNK_BYTES):
             sha256.update(chunk)
             if member.magic == cpio.CRC:
                 checksum = cpio.checksum(chunk, checksum)
@@ -353,22 +351,15 @@ class _Archive:
         try:
             description, signature, *files, _trailer = cpio.members(signed.read, signed.size)
         except ValueError as error:
-            raise _unsound(str(error)) from None
+            raise unsound(error, "archive") from None
         came = [(each.magic, each.name, each.size, each.checksum) for each in self.members]
         if [(each.magic, each.name, each.size, each.checksum) for each in (description, *files)] != came:
-            raise _unsound("its files are not those of the upload")
+            raise unsound("its files are not those of the upload", "archive")
         if signature.name != SIGNATURE.encode():
-            raise _unsound("the signature is not its second member")
+            raise unsound("the signature is not its second member", "archive")
         signing.verify(
             signed.read(description.data_offset, description.size), signed.read(signature.data_offset, signature.size)
         )
-
-
-def _unsound(fault: str) -> SignatureMismatch:
-    return SignatureMismatch(
-        f"The finished archive is not sound: {fault}.",
-        "Report this with the request id: the archive was not released.",
-    )
 
 
 def _read_archive(upload: Upload) -> _Archive:
@@ -391,6 +382,8 @@ def _read_archive(upload: Upload) -> _Archive:
             raise _too_long(description.size)
         # an old signature is dropped
         old = members.pop(0) if members and members[0].name == SIGNATURE.encode() else description
+        if len(members) + 3 > cpio.MEMBERS_MAX:  # description, signature and trailer
+            raise _no_swu(f"with its signature it would have more than {cpio.MEMBERS_MAX} members")
         files_range = FileRange(upload, old.end, trailer.offset - old.end)
         content = read_at(description.data_offset, description.size)
         return _Archive(upload, content, (description, *members), files_range)
@@ -409,7 +402,7 @@ def _check_members(members: list[cpio.Member]) -> None:
         raise _no_swu("it holds a link, directory or device: only plain files have a place in it")
 
 
-def _check_padding(read_at: cpio.ReadAt, end: int, size: int) -> None:
+def _check_padding(read_at: ReadAt, end: int, size: int) -> None:
     if size - end > PADDING_MAX_BYTES or any(read_at(end, PADDING_MAX_BYTES)):
         raise _no_swu("something other than padding follows its trailer")
 
@@ -423,5 +416,4 @@ def _no_swu(fault: str) -> ArtifactRejected:
 
 def _filename(upload: Upload) -> str:
     """The upload's own base name, of harmless characters only."""
-    base = re.split(r"[/\\]", upload.filename)[-1]
-    return re.sub(r"[^A-Za-z0-9._+-]", "_", base)[:128].lstrip(".") or "artifact.swu"
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", upload.basename)[:128].lstrip(".") or "artifact.swu"

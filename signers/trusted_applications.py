@@ -21,9 +21,9 @@ from signers import archives
 from signers.archives import Archive, ArchiveLimits, Compression, Part, Pieces, Scratch
 from signers.formats import ta, tar
 from signers.formats.ta import Chain, Encryption, Header, SignedHeader, Ta, TaError, TaScheme
-from signers.signer import FileRange, Job, Signed, Upload
+from signers.signer import FileRange, Job, Signed, Upload, read_through, unsound
 from tokens import gcm
-from tokens.errors import ArtifactRejected, KeyUnsuited, SignatureMismatch
+from tokens.errors import ArtifactRejected, KeyUnsuited
 from tokens.provider import SigningKey, SymmetricKey
 from tokens.verify import check_suited
 
@@ -35,6 +35,9 @@ TEXT_MAX_BYTES = 1024
 
 ENCRYPTED_MAX_BYTES = 16 * 1024 * 1024
 """The largest TA that is encrypted or decrypted: it is in memory then, here as in OP-TEE."""
+
+ENCRYPTED_SUM_MAX_BYTES = 64 * 1024 * 1024
+"""The most that all of a request's TAs may have that are encrypted or decrypted: that is done at a few MB/s."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _VERSION = re.compile(r"0[xX][0-9a-fA-F]{1,8}|0|[1-9][0-9]{0,9}")
@@ -115,6 +118,11 @@ class Signing:
         if self.chain is not None:
             check_chain(self.chain, public_key)
 
+    @property
+    def encrypts(self) -> bool:
+        """Whether TAs that are not encrypted will be."""
+        return self.class_wide is not None
+
     async def plan(self, unsigned: Unsigned, scratch: Scratch, job: Job) -> _Planned:
         """Says what is to be signed. Raises ArtifactRejected where OP-TEE would refuse it."""
         chain, name = await job.run(self._place, unsigned)
@@ -144,7 +152,7 @@ class Signing:
         try:
             found = ta.parse(pieces.read_at, pieces.size)
         except TaError as error:
-            raise unsound(f"{error}") from None
+            raise unsound(error) from None
         if (found.chain, found.name, found.ta) != (planned.chain, planned.name, planned.ta):
             raise unsound("a TA is another than it was, or has other subkeys before it")
         size = planned.header.image_size
@@ -185,7 +193,7 @@ class Signing:
         ciphertext, tag = await job.run(lambda: stream.encrypt(_joined((unsigned.image,))))
         upload = await job.run(scratch.write, (ciphertext,))
         encrypted = replace(unsigned.ta, encryption=Encryption(class_wide, nonce, tag))
-        return encrypted, FileRange(upload, 0, upload.size)
+        return encrypted, upload.whole
 
     async def _decrypted(self, unsigned: Unsigned, encryption: Encryption, job: Job) -> bytes:
         """The image of a TA that came encrypted."""
@@ -227,12 +235,15 @@ class TrustedApplications:
 
         Raises ArtifactRejected, SignatureMismatch, and what the keys raise.
         """
+        ciphered = sum(each.image.length for each in self.content.tas if each.ta.encryption or signing.encrypts)
+        if ciphered > ENCRYPTED_SUM_MAX_BYTES:
+            raise archives.rejected(f"it has more than {ENCRYPTED_SUM_MAX_BYTES} bytes of encrypted TAs")
         planned = {each.source: await signing.plan(each, self.scratch, job) for each in self.content.tas}
         files = {source: await signing.sign(each) for source, each in planned.items()}
         signed, found = await job.run(self.content.signed, files)
         for source, each in planned.items():
             await signing.verify(each, found[source], job)
-        return signed if self.compression is None else await job.run(_packed, signed, self.compression, self.scratch)
+        return signed if self.compression is None else await job.run(self.scratch.compressed, signed, self.compression)
 
 
 async def read(artifact: Upload, job: Job) -> TrustedApplications:
@@ -280,7 +291,7 @@ def check_name(chain: Chain, name: bytes, uuid: UUID, what: str) -> None:
 def _hashed(image: tuple[Part, ...], *starts: bytes) -> list[bytes]:
     """SHA-256 of an image behind each of the starts; it is read once."""
     digests = [hashlib.sha256(start) for start in starts]
-    for chunk in Signed(image, "").chunks(archives.CHUNK_BYTES):
+    for chunk in read_through(image, archives.CHUNK_BYTES):
         for digest in digests:
             digest.update(chunk)
     return [digest.digest() for digest in digests]
@@ -294,7 +305,7 @@ async def _decrypted(key: SymmetricKey, encryption: Encryption, image: tuple[Par
 
 
 def _joined(image: tuple[Part, ...]) -> bytes:
-    return b"".join(Signed(image, "").chunks(archives.CHUNK_BYTES))
+    return b"".join(read_through(image, archives.CHUNK_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,12 +360,10 @@ class _Tree:
 
 
 def _read(upload: Upload, scratch: Scratch) -> TrustedApplications:
-    filename = re.split(r"[/\\]", upload.filename)[-1]
-    compression = archives.compression_of(upload.read(0, archives.HEAD_BYTES))
-    if compression is not None:
-        upload = scratch.unpack(FileRange(upload, 0, upload.size), compression)
+    filename = upload.basename
+    upload, compression = scratch.plain(upload)
     if not tar.is_tar(upload.read(0, tar.BLOCK_BYTES)):
-        single = _signed_before(filename.encode(errors="replace"), FileRange(upload, 0, upload.size))
+        single = _signed_before(filename.encode(errors="replace"), upload.whole)
         return TrustedApplications(_Single(single, filename), compression, scratch)
     archive = archives.read(upload, scratch.limits)
     tas, without = _found(archive)
@@ -495,25 +504,9 @@ def _path(name: bytes) -> bytes:
     return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
 
 
-def _packed(signed: Signed, compression: Compression, scratch: Scratch) -> Signed:
-    """The answer, compressed as the upload was. Raises SignatureMismatch where it does not unpack to the same."""
-    upload = scratch.pack(signed, compression)
-    if not archives.holds(upload, compression, signed):
-        raise unsound("it does not unpack to what was packed")
-    return Signed((FileRange(upload, 0, upload.size),), signed.filename)
-
-
 def _rejected(source: bytes, fault: str) -> ArtifactRejected:
     """The error for a TA that has this fault."""
     return ArtifactRejected(
         f"{archives.shown(source)} cannot be signed: {fault}.",
         "Send what OP-TEE's build makes: UUID.stripped.elf with UUID.ta-version beside it, or UUID.ta.",
-    )
-
-
-def unsound(fault: str) -> SignatureMismatch:
-    """The error for an answer that must not leave."""
-    return SignatureMismatch(
-        f"The finished artifact is not sound: {fault}.",
-        "Report this with the request id: the artifact was not released.",
     )

@@ -15,15 +15,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from signers.certified import message_by
 from signers.formats import cms, efi, pe
-from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload
-from tokens.errors import ArtifactRejected, SignatureMismatch
+from signers.formats.reading import ReadAt, chunks
+from signers.signer import FileRange, Form, Job, Name, Role, Signed, Upload, unsound
+from tokens.errors import ArtifactRejected
 from tokens.schemes import Hash
-
-CHUNK_BYTES = 1024 * 1024
-"""How much of a file is in memory while it is hashed."""
 
 VARIABLE_MAX_BYTES = 1024 * 1024
 """The largest content of a variable: firmware has room for some 64 KiB."""
+
+SIGNATURE_MAX_BYTES = 64 * 1024
+"""What a program must have room for: a signature with its certificates has a few KiB."""
 
 ATTACHED_ALIGNMENT = 2048
 """A signature is attached to a file at a multiple of this size."""
@@ -122,10 +123,7 @@ def _finished(artifact: _Artifact, message: cms.Message, signature: bytes) -> Si
         signed = artifact.signed(message, signature)
         encoded, digest = artifact.found(signed)
     except ValueError as error:
-        raise SignatureMismatch(
-            f"The finished artifact is not sound: {error}.",
-            "Report this with the request id: the artifact was not released.",
-        ) from None
+        raise unsound(error) from None
     cms.verify(encoded, message, digest)
     return signed
 
@@ -153,13 +151,15 @@ class _Program:
             image = pe.parse(upload.read, upload.size)
             kept = upload.read(image.content_size, image.size - image.content_size)
             pe.messages(kept)
+            if form.signatures == "replace":
+                kept = b""
+            pe.check_room(image.content_size, len(kept), SIGNATURE_MAX_BYTES)
         except pe.PeError as error:
             raise ArtifactRejected(
                 f"The artifact is not an EFI program: {error}.",
                 "Send a PE image for UEFI (.efi, a kernel with EFI stub); other files take `signature`.",
             ) from None
-        kept = b"" if form.signatures == "replace" else kept + pe.padding(len(kept))
-        return cls(upload, image, kept, _indirect_data(upload.read, image))
+        return cls(upload, image, kept + pe.padding(len(kept)), _indirect_data(upload.read, image))
 
     @property
     def digest(self) -> bytes:
@@ -202,7 +202,7 @@ class _Program:
         return message, _content_digest(_indirect_data(signed.read, image))
 
 
-def _indirect_data(read_at: pe.ReadAt, image: pe.Image) -> bytes:
+def _indirect_data(read_at: ReadAt, image: pe.Image) -> bytes:
     return pe.indirect_data(pe.digest(read_at, image, Hash.SHA256), Hash.SHA256)
 
 
@@ -249,8 +249,7 @@ class _Attached:
         return usual
 
     def signed(self, message: cms.Message, signature: bytes) -> Signed:
-        whole = FileRange(self.upload, 0, self.upload.size)
-        return Signed((whole, self._padding, message.assemble(self.digest, signature)), "artifact.signed")
+        return Signed((self.upload.whole, self._padding, message.assemble(self.digest, signature)), "artifact.signed")
 
     def found(self, signed: Signed) -> tuple[bytes, bytes]:
         size = self.upload.size
@@ -319,10 +318,10 @@ def _no_lists(fault: str) -> ArtifactRejected:
     )
 
 
-def _sha256(read_at: pe.ReadAt, size: int) -> bytes:
+def _sha256(read_at: ReadAt, size: int) -> bytes:
     digest = hashlib.sha256()
-    for at in range(0, size, CHUNK_BYTES):
-        digest.update(read_at(at, min(CHUNK_BYTES, size - at)))
+    for chunk in chunks(read_at, 0, size):
+        digest.update(chunk)
     return digest.digest()
 
 

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from signers.registry import SIGNERS
+from signers.signer import by_name
 from tokens.provisioning import declaration, setup
 from yubihsm_simulator import Connector, Device
 
@@ -76,8 +77,7 @@ def is_for_file(grant: Mapping[str, Any]) -> bool:
 
 def is_file(grant: Mapping[str, Any]) -> bool:
     """Whether what is granted is no key but a file that goes with keys."""
-    roles = {(signer.name, role.name): role for signer in SIGNERS for role in signer.roles}
-    return roles[grant["signer"], grant["role"]].is_file
+    return by_name(by_name(SIGNERS)[grant["signer"]].roles)[grant["role"]].is_file
 
 
 def device_keys(root: Path, grants: list[dict[str, Any]]) -> Iterator[DeviceKey]:

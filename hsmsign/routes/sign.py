@@ -48,7 +48,7 @@ def blueprint(
 def _endpoint(
     signer: Signer, jobs: Jobs, keyring: Keyring, tools: Sandbox, settings: Settings
 ) -> Callable[[], Awaitable[Response]]:
-    limits, own = settings.limits, getattr(settings.signers, signer.name.replace("-", "_"), None)
+    limits, own = settings.limits, settings.signers.of(signer.name)
 
     async def sign() -> Response:
         request = current_request()

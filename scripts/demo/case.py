@@ -64,6 +64,13 @@ class Fixtures:
         return self.directory / "certificates" / f"{name}.pem"
 
 
+def flip(path: Path, at: int) -> None:
+    """Changes one bit of a file; from its end where `at` is negative."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
 def accepts(*command: str | Path, directory: Path) -> bool:
     """Runs a verifier in a directory: whether its exit code is 0."""
     result = subprocess.run(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import Case, Fixtures, Post
+from case import PLACES, Case, Fixtures, Post, flip
 
 KEYS = {1: "kernel-encryption.key", 2: "disk-encryption.key", 4: "uefi-variable-authentication.key"}
 
@@ -16,11 +16,8 @@ def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every kind of fuse, and both versions of the image."""
     keys = fixtures.directory / "keys"
     files, token = keys / "demo-file/ekbsign", keys / "demo-token/ekbsign/oem_k1.key"
-    for provider, machine, fuse in (
-        ("softhsm", "demo-token", token),
-        ("file", "demo-file", files / "oem_k1.key"),
-        ("yubihsm", "demo-yubihsm", files / "oem_k1.key"),
-    ):
+    for provider, machine, prefix in PLACES:
+        fuse = files / "oem_k1.key" if prefix else token
         for l4t in ("35.4.1", "36.4.3"):
             yield Ekb(f"tegra234, L4T {l4t}", provider, machine, "tegra234", l4t, fuse, files)
     kek2 = keys / "demo-token-t194/ekbsign/kek2.key"
@@ -70,9 +67,7 @@ class Ekb:
 
     def tamper(self, signed: Path) -> None:
         """Another byte in the ciphertext."""
-        image = bytearray(signed.read_bytes())
-        image[100] ^= 1
-        signed.write_bytes(image)
+        flip(signed, 100)
 
 
 def derived(root: bytes, label: bytes) -> bytes:

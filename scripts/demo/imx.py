@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import ROOT, Case, Fixtures, Post, accepts
+from case import ROOT, Case, Fixtures, Post, accepts, flip
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))
@@ -109,10 +109,7 @@ class Hab:
 
     def tamper(self, signed: Path) -> None:
         """One byte of the image."""
-        image = signed.with_name(IMAGE.name)
-        content = bytearray(image.read_bytes())
-        content[0x1000] ^= 1
-        image.write_bytes(content)
+        flip(signed.with_name(IMAGE.name), 0x1000)
 
 
 def image_signature(csf: bytes) -> bytes:
@@ -167,6 +164,4 @@ class Container:
 
     def tamper(self, signed: Path) -> None:
         """Another load address of the first image."""
-        content = bytearray(signed.read_bytes())
-        content[16 + 8] ^= 1
-        signed.write_bytes(content)
+        flip(signed, 16 + 8)

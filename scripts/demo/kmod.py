@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import PLACES, ROOT, Case, Fixtures, Post, accepts
+from case import PLACES, ROOT, Case, Fixtures, Post, accepts, flip
 
 MODULES = ROOT / ".cache/modules"
 MARKER = b"~Module signature appended~\n"
@@ -49,10 +49,7 @@ class Modules:
 
     def tamper(self, signed: Path) -> None:
         """Another byte in one of the modules."""
-        module = sorted(signed.rglob("*.ko"))[-1]
-        data = bytearray(module.read_bytes())
-        data[100] ^= 1
-        module.write_bytes(data)
+        flip(max(signed.rglob("*.ko")), 100)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import PLACES, ROOT, Case, Fixtures, Post
+from case import PLACES, ROOT, Case, Fixtures, Post, flip
 
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))
 import optee_rules
@@ -49,9 +49,7 @@ class Signs:
 
     def tamper(self, signed: Path) -> None:
         """Another byte in the middle of the image."""
-        content = bytearray(signed.read_bytes())
-        content[-ELF.stat().st_size // 2] ^= 1
-        signed.write_bytes(content)
+        flip(signed, -ELF.stat().st_size // 2)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from case import PLACES, ROOT, Case, Fixtures, Post, accepts
+from case import PLACES, ROOT, Case, Fixtures, Post, accepts, flip
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 sys.path.insert(0, str(ROOT / "softhsm-fixtures"))
@@ -59,11 +59,10 @@ class Boot:
 
     def tamper(self, signed: Path) -> None:
         """Another byte of an image; the CRC of a loader is made to fit."""
-        content = bytearray(signed.read_bytes())
-        content[10_000] ^= 1
+        flip(signed, 10_000)
         if self.variant == "usbloader":
-            content[-4:] = rockchip_images.crc(bytes(content[:-4])).to_bytes(4, "little")
-        signed.write_bytes(content)
+            content = signed.read_bytes()[:-4]
+            signed.write_bytes(content + rockchip_images.crc(content).to_bytes(4, "little"))
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,4 @@ class Ta:
 
     def tamper(self, signed: Path) -> None:
         """Another last byte."""
-        content = bytearray(signed.read_bytes())
-        content[-1] ^= 1
-        signed.write_bytes(content)
+        flip(signed, -1)

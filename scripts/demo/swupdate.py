@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from case import ROOT, Case, Fixtures, Post, accepts
+from case import PLACES, ROOT, Case, Fixtures, Post, accepts
 
 SWUPDATE = ROOT / ".cache/debian/bin/swupdate"
 VERSION = b"1.0.0"
@@ -22,14 +22,10 @@ software =
 
 def cases(fixtures: Fixtures) -> Iterator[Case]:
     """Every variant with every provider, and longer keys."""
-    demo_ca = fixtures.certificate("demo-ca")
-    file_rsa, file_cms = fixtures.public_key("file-rsa"), fixtures.certificate("file-cms")
-    for provider, distro, public_key, trusted in (
-        ("softhsm", "demo-token", fixtures.public_key("swupdate-rsa"), demo_ca),
-        ("file", "demo-file", file_rsa, file_cms),
-        ("yubihsm", "demo-yubihsm", file_rsa, file_cms),
-        ("s3", "demo-s3", file_rsa, file_cms),
-    ):
+    demo_ca, file_cms = (fixtures.certificate(name) for name in ("demo-ca", "file-cms"))
+    for provider, distro, prefix in (*PLACES, ("s3", "demo-s3", "file-")):
+        public_key = fixtures.public_key("file-rsa" if prefix else "swupdate-rsa")
+        trusted = file_cms if prefix else demo_ca
         yield Rsa("RSA", provider, distro, "RSA", public_key)
         yield Rsa("RSA-PSS", provider, distro, "RSA-PSS", public_key)
         yield Cms("CMS P-256", provider, distro, trusted)

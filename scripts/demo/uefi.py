@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asn1crypto.cms
-from case import PLACES, Case, Fixtures, Post, accepts
+from case import PLACES, Case, Fixtures, Post, accepts, flip
 
 PROGRAM = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
 TIME = "2026-07-01 12:00:00"
@@ -167,10 +167,3 @@ def verify_cms(message: Path, content: Path, trusted: Path) -> bool:
     verify = ("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", message, "-purpose", "any")
     trust = ("-CAfile", trusted, "-partial_chain", "-out", "verified")
     return accepts(*verify, "-content", content, *trust, directory=message.parent)
-
-
-def flip(path: Path, at: int) -> None:
-    """Changes one byte of a file."""
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from signers.formats.hab import is_ca
 from signers.formats.reading import ReadAt
-from tokens.errors import SignatureMismatch
+from tokens.errors import ArtifactRejected, SignatureMismatch
 from tokens.schemes import Hash
 from tokens.verify import HASHES, ecdsa_der
 
@@ -302,11 +302,19 @@ def verify(expected: Expected, unsigned: ReadAt, unsigned_size: int, signed: Rea
     the signature block, which must hold the SRK table and a signature of the granted key, and may lie only where the
     unsigned artifact has a signature block's place or zeros. The images must have the hashes that the container says.
 
-    Raises SignatureMismatch.
+    Raises SignatureMismatch, and ArtifactRejected where the unsigned artifact is at fault: a client that sends such a
+    one must not get the key locked.
     """
     start = expected.offset
     try:
         before = parse_header(unsigned(start, CONTAINER_MAX_BYTES))
+    except AhabError as error:
+        raise _rejected(f"{error}") from None
+    if before.signature_block != expected.signature_block:
+        raise _rejected("its signature block is elsewhere than the CSF says")
+    for image in before.images:
+        _check_image(image, start, unsigned, unsigned_size)
+    try:
         length = int.from_bytes(signed(start + 1, 2), "little")
         container = parse(signed(start, length))
         table = parse_srk_table(expected.srk_table)
@@ -315,17 +323,15 @@ def verify(expected: Expected, unsigned: ReadAt, unsigned_size: int, signed: Rea
     end = start + length
     _require(signed_size == max(unsigned_size, end), "it has another size")
     _require(container.header.flags == expected.flags, "its flags are not those asked for")
-    _require(before.signature_block == expected.signature_block, "its signature block is elsewhere")
     head = unsigned(start, expected.signature_block)
     head = head[:1] + length.to_bytes(2, "little") + head[3:4] + expected.flags.to_bytes(4, "little") + head[8:]
     _require(container.signed.startswith(head), "its header or its images are other ones")
     place = start + max(before.length, expected.signature_block)
-    _require(not any(unsigned(place, max(end - place, 0))), "its signature block overwrites something")
+    if any(unsigned(place, max(end - place, 0))) or any(each.size and each.offset < length for each in before.images):
+        raise _rejected(f"its signature block needs {length - before.signature_block} bytes and overwrites something")
     for first, last in ((0, start), (end, signed_size)):
         same = all(ours == theirs for ours, theirs in _pairs(unsigned, signed, first, last))
         _require(same, "it differs outside of the container")
-    for image in container.header.images:
-        _check_image(image, start, length, signed, signed_size)
     _require(container.srk_table == expected.srk_table, "the SRK table in it is another one")
     _require(0 <= expected.index < SRK_COUNT, "its SRK table has no key at that index")
     record = table.records[expected.index]
@@ -334,15 +340,17 @@ def verify(expected: Expected, unsigned: ReadAt, unsigned_size: int, signed: Rea
     return container
 
 
-def _check_image(image: Image, start: int, length: int, signed: ReadAt, size: int) -> None:
+def _check_image(image: Image, start: int, unsigned: ReadAt, size: int) -> None:
     if not image.size:
         return
     first = start + image.offset
-    _require(image.offset >= length and first + image.size <= size, "an image does not lie behind it in the artifact")
+    if first + image.size > size:
+        raise _rejected("an image does not lie in the artifact")
     digest = hashlib.new(image.hash.hashlib_name)
-    for chunk in _chunks(signed, first, first + image.size):
+    for chunk in _chunks(unsigned, first, first + image.size):
         digest.update(chunk)
-    _require(digest.digest() == image.digest, "an image has another hash than it says")
+    if digest.digest() != image.digest:
+        raise _rejected("an image has another hash than it says")
 
 
 def _check_signature(container: Container, record: SrkRecord) -> None:
@@ -377,6 +385,12 @@ def _chunks(read: ReadAt, first: int, last: int) -> Iterator[bytes]:
 def _require(holds: bool, fault: str) -> None:
     if not holds:
         raise _bad(fault)
+
+
+def _rejected(fault: str) -> ArtifactRejected:
+    return ArtifactRejected(
+        f"The AHAB container cannot be signed: {fault}.", "Send the container that mkimage makes, and its own offsets."
+    )
 
 
 def _bad(fault: str) -> SignatureMismatch:

@@ -141,5 +141,5 @@ def _check(each: SignatureList) -> None:
         try:
             for certificate in each.signatures:
                 x509.load_der_x509_certificate(certificate)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             raise EfiError("a certificate in it is not X.509 in DER") from None

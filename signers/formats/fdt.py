@@ -215,8 +215,10 @@ def _joined(parts: Iterable[Value]) -> Iterator[Value]:
         yield b"".join(held)
 
 
-def parse(read_at: ReadAt, size: int) -> Tree:
+def parse(read_at: ReadAt, size: int, *, slack: int = 1) -> Tree:
     """The tree at the beginning of a file of `size` bytes; FDT_NOPs are left out.
+
+    What was within the limits may be beyond them once it is signed: `slack` is what they are multiplied by then.
 
     Raises FdtError where it is not sound, or has two nodes or properties of one name in the same place: what readers of
     it make of that differs.
@@ -231,7 +233,7 @@ def parse(read_at: ReadAt, size: int) -> Tree:
         raise FdtError(f"it is of version {version}, and not {_VERSION}")
     if not HEADER_BYTES <= total <= min(size, SIZE_MAX_BYTES):
         raise FdtError(f"it is said to have {total} bytes, and there are {size}")
-    if strings_size > STRINGS_MAX_BYTES:
+    if strings_size > slack * STRINGS_MAX_BYTES:
         raise FdtError(f"the names of its properties take more than {STRINGS_MAX_BYTES} bytes")
     for what, offset, length, align in (
         ("structure", structure_at, structure_size, 4),
@@ -241,7 +243,7 @@ def parse(read_at: ReadAt, size: int) -> Tree:
         if offset < HEADER_BYTES or offset + length > total or offset % align:
             raise FdtError(f"its {what} stand where they cannot be")
     strings = read_at(strings_at, strings_size)
-    root = _Parser(read_at, structure_at, structure_at + structure_size, strings).root()
+    root = _Parser(read_at, structure_at, structure_at + structure_size, strings, slack).root()
     return Tree(root, strings, _reservations(read_at, reservations_at, total), boot_cpu, total)
 
 
@@ -256,7 +258,7 @@ def _reservations(read_at: ReadAt, offset: int, end: int) -> bytes:
 class _Parser:
     """Reads a structure block, forwards and once."""
 
-    def __init__(self, read_at: ReadAt, start: int, end: int, strings: bytes) -> None:
+    def __init__(self, read_at: ReadAt, start: int, end: int, strings: bytes, slack: int) -> None:
         self._read_at = read_at
         self._offset = start
         self._end = end
@@ -264,12 +266,13 @@ class _Parser:
         self._names: dict[int, str] = {}
         self._window, self._window_at = b"", start
         self._held = 0
+        self._slack = slack
 
     def root(self) -> Node:
         """The root node, with all that is in the block."""
         above = Node("")  # what the root stands below
         stack = [above]
-        for _ in range(TOKENS_MAX):
+        for _ in range(self._slack * TOKENS_MAX):
             token = _U32.unpack(self._take(4))[0]
             if token == _BEGIN_NODE:
                 node = self._node(stack)
@@ -308,7 +311,7 @@ class _Parser:
         if length <= VALUE_MAX_BYTES:
             value = self._take(length)
             self._held += length
-            if self._held > VALUES_MAX_BYTES:
+            if self._held > self._slack * VALUES_MAX_BYTES:
                 raise FdtError(f"its short values take more than {VALUES_MAX_BYTES} bytes")
         else:
             self._skip(length)

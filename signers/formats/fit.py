@@ -446,8 +446,10 @@ class _Regions:
 
     def add_node(self, node: Node, *, whole: bool) -> None:
         self.add(node.begin())
-        for name, each in node.properties.items():
-            if whole and name not in _UNHASHED:
+        if not whole:  # without looking at each: there may be many, and this is done for each signature
+            self._apart = self._apart or bool(node.properties)
+        for name, each in node.properties.items() if whole else ():
+            if name not in _UNHASHED:
                 self.add(*each.parts())
             else:
                 self._apart = True

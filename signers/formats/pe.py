@@ -142,6 +142,12 @@ def _check(image: Image, table_size: int) -> None:
         _require(table_size <= CERTIFICATES_MAX_BYTES, f"its signatures have more than {CERTIFICATES_MAX_BYTES} bytes")
 
 
+def check_room(content_size: int, table_size: int, size: int) -> None:
+    """Raises PeError where so many bytes more in the table of signatures are more than `parse` takes."""
+    _require(table_size + size <= CERTIFICATES_MAX_BYTES, "its signatures leave no room for another one")
+    _require(content_size + table_size + size <= IMAGE_MAX_BYTES, "it has no room for a signature below 4 GiB")
+
+
 def digest(read_at: ReadAt, image: Image, hash_: Hash) -> bytes:
     """The Authenticode digest of an image: of all but its checksum and signatures, padded as `padding` says."""
     found = hashlib.new(hash_.hashlib_name)

@@ -100,6 +100,36 @@ def write_toml(tables: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curl(url: str, directory: Path, *fields: str) -> bytes:
+    """What a line of the layers' own answers, which is made of these words; run in a directory."""
+    limits = ("--connect-timeout", "30", "--max-time", "1800", "--retry", "1")
+    form = [argument for field in fields for argument in ("-F", field)]
+    command = ("curl", *limits, "--silent", "--fail", "-X", "POST", *form, "--output", "out", url)
+    subprocess.run(command, cwd=directory, check=True, timeout=60)
+    return (directory / "out").read_bytes()
+
+
+def accepts(directory: Path, *command: str | Path) -> bool:
+    """Whether a verifier that runs in a directory ends well."""
+    return subprocess.run(command, cwd=directory, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    """Another bit there; from the end where `at` is negative."""
+    changed = bytearray(content)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def assert_problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    problem: dict[str, Any] = answer.json()
+    assert problem["type"] == f"/problems/{slug}"
+    assert problem["hint"]
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    return problem
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
     """Starts `hsmsign serve` with these tables of settings."""

@@ -11,20 +11,18 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.end_to_end.conftest import assert_problem, curl
+
 PAYLOAD = b"firmware\r\n\x00" * 20_000
 GUIDS = {"tegra194": "be3f5d68-7654-4ed2-838c-2a2faf901a78", "tegra234": "bf0d4599-20d4-414e-b2c5-3595b1cda402"}
 ENDPOINTS = ["/sign/tegra/ueficapsule", "/sign/ueficapsule"]
 MACHINES = ["demo-token", "demo-file", "demo-yubihsm"]
 
 
-def curl(url: str, directory: Path, *fields: str) -> bytes:
+def post(url: str, directory: Path, *fields: str) -> bytes:
     """As the contract has the line."""
     (directory / "payload").write_bytes(PAYLOAD)
-    limits = ("--connect-timeout", "30", "--max-time", "1800", "--retry", "1")
-    form = [argument for field in (*fields, "artifact=@payload") for argument in ("-F", field)]
-    command = ("curl", *limits, "--silent", "--fail", "-X", "POST", *form, "--output", "out", url)
-    subprocess.run(command, cwd=directory, check=True, timeout=60)
-    return (directory / "out").read_bytes()
+    return curl(url, directory, *fields, "artifact=@payload")
 
 
 def decoded(directory: Path, capsule: bytes, trusted: Path, guid: str) -> tuple[bytes, dict[str, str]] | None:
@@ -50,7 +48,7 @@ def test_a_jetson_s(
 ) -> None:
     trusted, guid = softhsm.certificate("demo-ca"), GUIDS[soctype]
     fields = (f"machine={machine}", f"soctype={soctype}", "bspversion=35.4.1", f"guid={guid}")
-    signed = curl(fixtures_service.url + endpoint, tmp_path, *fields)
+    signed = post(fixtures_service.url + endpoint, tmp_path, *fields)
     payload, told = decoded(tmp_path, signed, trusted, guid) or pytest.fail("it is refused")
     assert payload == PAYLOAD
     assert int(told["FwVersion"], 0) == int(told["LowestSupportedVersion"], 0) == 0x00230401
@@ -64,10 +62,10 @@ def test_a_jetson_s(
 def test_its_guid_and_versions(fixtures_service: Any, softhsm: Any, tmp_path: Path) -> None:
     url, trusted = fixtures_service.url + ENDPOINTS[0], softhsm.certificate("demo-ca")
     fields = ("machine=demo-token", "soctype=tegra234", "bspversion=36.4.3", "guid=")
-    _, told = decoded(tmp_path, curl(url, tmp_path, *fields), trusted, GUIDS["tegra234"]) or pytest.fail("refused")
+    _, told = decoded(tmp_path, post(url, tmp_path, *fields), trusted, GUIDS["tegra234"]) or pytest.fail("refused")
     assert int(told["FwVersion"], 0) == 0x00240403
     fields = (*fields, "fwversion=0x00250000", "lsv=36.0")
-    _, told = decoded(tmp_path, curl(url, tmp_path, *fields), trusted, GUIDS["tegra234"]) or pytest.fail("refused")
+    _, told = decoded(tmp_path, post(url, tmp_path, *fields), trusted, GUIDS["tegra234"]) or pytest.fail("refused")
     assert (int(told["FwVersion"], 0), int(told["LowestSupportedVersion"], 0)) == (0x00250000, 0x00240000)
 
 
@@ -89,7 +87,7 @@ def test_digsigserver_s_key_files(softhsm: Any, start: Callable[..., Any], tmp_p
         }
     )
     fields = ("machine=jetson", "soctype=tegra234", "bspversion=35.4.1", f"guid={GUIDS['tegra234']}")
-    signed = curl(service.url + ENDPOINTS[0], tmp_path, *fields)
+    signed = post(service.url + ENDPOINTS[0], tmp_path, *fields)
     assert decoded(tmp_path, signed, softhsm.certificate("demo-ca"), GUIDS["tegra234"])
     length = int.from_bytes(signed[104:108], "little")
     printed = subprocess.check_output(
@@ -115,6 +113,5 @@ def test_digsigserver_s_key_files(softhsm: Any, start: Callable[..., Any], tmp_p
 def test_each_refusal(fixtures_service: Any, endpoint: str, fields: dict[str, str], status: int, slug: str) -> None:
     form = {"machine": "demo-token", "soctype": "tegra234", "bspversion": "36.4.3", **fields}
     answer = httpx.post(fixtures_service.url + endpoint, data=form, files={"artifact": ("x", PAYLOAD)}, timeout=60)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
+    assert_problem(answer, status, slug)
     fixtures_service.assert_no_files()

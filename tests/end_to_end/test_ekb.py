@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.end_to_end.conftest import assert_problem, curl
 from tests.signers.formats.test_ekb import opened
 
 PATH = "/sign/tegra/ekb"
@@ -22,15 +23,6 @@ MACHINES = [
     ("demo-yubihsm", "tegra234", "demo-file/ekbsign/oem_k1.key"),
 ]
 FILES = {1: "kernel-encryption.key", 2: "disk-encryption.key", 4: "uefi-variable-authentication.key"}
-
-
-def curl(url: str, directory: Path, *fields: str) -> bytes:
-    """As the contract has the line."""
-    limits = ("--connect-timeout", "30", "--max-time", "1800", "--retry", "1")
-    form = [argument for field in fields for argument in ("-F", field)]
-    command = ("curl", *limits, "--silent", "--fail", "-X", "POST", *form, "--output", "out", url)
-    subprocess.run(command, cwd=directory, check=True, timeout=60)
-    return (directory / "out").read_bytes()
 
 
 def hexadecimal(path: Path) -> bytes:
@@ -97,8 +89,7 @@ def test_digsigserver_s_key_files(softhsm: Any, start: Callable[..., Any], tmp_p
 def test_each_refusal(fixtures_service: Any, fields: dict[str, str], status: int, slug: str) -> None:
     form = {name: (None, value) for name, value in (FIELDS | fields).items()}
     answer = httpx.post(fixtures_service.url + PATH, files=form, timeout=60)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
+    assert_problem(answer, status, slug)
     fixtures_service.assert_no_files()
 
 

@@ -14,6 +14,7 @@ import pytest
 from fit_images import make, shown, with_nodes, write_dtb
 
 from tests.conftest import ROOT
+from tests.end_to_end.conftest import assert_problem
 
 FIT_CHECK_SIGN = ROOT / ".cache/u-boot-tools/fit_check_sign"
 MACHINES = {"demo-token": "fit", "demo-file": "file-fit", "demo-yubihsm": "file-fit"}
@@ -183,7 +184,5 @@ def test_each_refusal(
     answer = post(
         fixtures_service, make(tmp_path, algo="sha256,rsa2048", key=key), **{"machine": "demo-token", **fields}
     )
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
-    assert answer.json()["hint"]
+    assert_problem(answer, status, slug)
     fixtures_service.assert_no_files()

@@ -14,6 +14,7 @@ import imx_images
 import pytest
 
 from tests.conftest import ROOT
+from tests.end_to_end.conftest import accepts, assert_problem
 
 IMAGE = ROOT / ".cache/u-boot/nitrogen6q/u-boot-dtb.imx"
 HAB = {"rsa2048": "sha256_2048_65537", "rsa4096": "sha256_4096_65537", "p256": "sha256_secp256r1"}
@@ -51,19 +52,17 @@ def sign_hab(service: Any, key: str = "rsa2048", text: str | None = None, **fiel
 
 
 def problem(answer: httpx.Response, status: int, slug: str) -> str:
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
+    detail = assert_problem(answer, status, slug)["detail"]
     for secret in ("/work", "/tmp", "/input", "pin-value", "pkcs11:token=hsmsign"):  # noqa: S108
         assert secret not in answer.text
-    return str(answer.json()["detail"])
+    return str(detail)
 
 
 def openssl_accepts(directory: Path, signature: bytes, content: bytes, certificate: Path) -> bool:
     (directory / "signature").write_bytes(signature)
     (directory / "content").write_bytes(content)
-    command = ["openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "signature", "-content", "content"]
-    command += ["-certfile", certificate, "-noverify", "-nointern", "-out", "verified"]
-    return subprocess.run(command, cwd=directory, capture_output=True, timeout=60, check=False).returncode == 0
+    verify = ("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "signature", "-content", "content")
+    return accepts(directory, *verify, "-certfile", certificate, "-noverify", "-nointern", "-out", "verified")
 
 
 def parts_of(csf: bytes) -> tuple[bytes, bytes, list[bytes]]:
@@ -117,6 +116,26 @@ def certificate_of(softhsm: Any, where: str, key: str, kind: str, directory: Pat
     return Path(softhsm.keys / f"demo-file-{key}/imxsign/crts/{label}_crt.pem")
 
 
+@pytest.mark.parametrize(("where", "backend"), [*ANY_KEY, ("file", "")])
+def test_the_contract_s_line_verbatim(
+    fixtures_service: Any, softhsm: Any, tmp_path: Path, *, where: str, backend: str
+) -> None:
+    """With the texts that users of a YubiHSM have today, and those of key files."""
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / IMAGE.name).write_bytes(IMAGE.read_bytes())
+    (tmp_path / "command_sequence.csf").write_text(hab_text("rsa2048", backend or "ssl"))
+    line = (
+        "curl --connect-timeout 30 --max-time 1800 --retry 3 --silent --fail -X POST"
+        f" -F machine=demo-{where}-rsa2048 -F soctype=mx8m -F cstversion=3.4.1"
+        f' -F "csf=@command_sequence.csf;type=text/plain" -F "artifact=@build/{IMAGE.name}"'
+        f"{f' -F backend={backend}' if backend else ''} --output OUT {fixtures_service.url}/sign/imx"
+    )
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, timeout=60)
+    commands, _, (csf_signature, _) = parts_of((tmp_path / "OUT").read_bytes())
+    certificate = certificate_of(softhsm, where, "rsa2048", "CSF", tmp_path)
+    assert openssl_accepts(tmp_path, csf_signature, commands, certificate)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("where", "backend"), ANY_KEY)
 @pytest.mark.parametrize("key", AHAB)
@@ -154,8 +173,7 @@ def test_openssl_accepts_the_signature_of_a_container(  # noqa: PLR0917 - fixtur
     for content, good in ((signed[:signature_at], True), (b"\1" + signed[1:signature_at], False)):
         (tmp_path / "content").write_bytes(content)
         verify = ["openssl", "dgst", "-sha384" if "384" in key else "-sha256", "-verify", "public.pem"]
-        command = [*verify, "-signature", "signature", "content"]
-        assert (subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0) is good
+        assert accepts(tmp_path, *verify, "-signature", "signature", "content") is good
 
 
 def test_offsets_of_no_container(fixtures_service: Any, tmp_path: Path) -> None:
@@ -252,6 +270,12 @@ SECRET = "/etc/shadow"
         ("[Header]", "[Header]\nMode = HSM", 422, "artifact-rejected"),
         ("[Header]", "[Header]\nTarget = AHAB", 422, "artifact-rejected"),
         ("[Header]", "[Write Data]", 422, "artifact-rejected"),
+        # what cst would make, and nobody releases: it must not lock the keys
+        ("[Install SRK]", "[Install SRK]\nHash Algorithm = sha1", 422, "artifact-rejected"),
+        ("Hash Algorithm = sha256", "Hash Algorithm = sha512", 422, "artifact-rejected"),
+        ("[Install SRK]", "[Install SRK]\nHash Algorithm = sha512", 422, "artifact-rejected"),
+        ("[Authenticate Data]", '[Install Key]\nVerification index = 2\nTarget index = 3\nFile = "pkcs11:token=hsmsign;'
+         'object=IMG1_1_sha256_2048_65537_v3_usr;type=cert"\n[Authenticate Data]', 422, "artifact-rejected"),
     ],
 )  # fmt: skip
 def test_each_attack_gets_nothing(fixtures_service: Any, old: str, new: str, status: int, slug: str) -> None:

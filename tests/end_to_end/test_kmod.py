@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
+from tests.end_to_end.conftest import assert_problem
 
 MODULES = ROOT / ".cache/modules"
 SIGN_FILE = "/usr/lib/linux-kbuild-6.1/scripts/sign-file"
@@ -147,7 +148,5 @@ def test_each_refusal(
     fixtures_service: Any, machine: str, artifact: bytes, fields: dict[str, str], status: int, slug: str
 ) -> None:
     answer = post(fixtures_service, machine, artifact, **fields)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
-    assert answer.json()["hint"]
+    assert_problem(answer, status, slug)
     fixtures_service.assert_no_files()

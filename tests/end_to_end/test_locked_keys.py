@@ -30,6 +30,7 @@ def service(softhsm: Any, start: Any, hostile_module: Path, misbehaviour: Path) 
     grants = [
         {"name": "first", "object": "swupdate-rsa", "distro": "first", **common},
         {"name": "second", "object": "digest-p256", "distro": "second", "digest": True, **common},
+        {**common, "name": "lent", "object": "generic-rsa", "machine": "lent", "signer": "generic", "role": "key"},
     ]
     return start({"providers.token": {**token, "env": env}, "grants": grants})
 
@@ -79,3 +80,16 @@ def test_a_bare_digest_too(service: Any, misbehaviour: Path) -> None:
     (misbehaviour / "C_Sign").unlink()
     assert httpx.post(url, json=asked, timeout=60).status_code == 423
     assert sign(service, "first").status_code == 200
+
+
+def test_a_key_that_a_tool_has_on_loan_too(service: Any, misbehaviour: Path) -> None:
+    def sign_by_a_tool() -> httpx.Response:
+        files = {"artifact": ("x.bin", b"content")}
+        return httpx.post(service.url + "/sign/generic", data={"machine": "lent"}, files=files, timeout=60)
+
+    assert sign_by_a_tool().status_code == 200
+    (misbehaviour / "C_Sign").write_text("garbage")
+    answer = sign_by_a_tool()
+    assert (answer.status_code, answer.json()["type"]) == (500, "/problems/signature-mismatch")
+    (misbehaviour / "C_Sign").unlink()
+    assert sign_by_a_tool().status_code == 423

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.end_to_end.conftest import flipped
+
 PAYLOAD = hashlib.shake_256(b"payload").digest(2_000_000)
 KEYS = {
     "demo-token": "mender-rsa", "demo-token-p256": "mender-p256",
@@ -70,10 +72,6 @@ def post(service: Any, distro: str, artifact: bytes | None = None, **fields: str
         files = {name: (None, value) for name, value in form.items()}  # type: ignore[misc]  # multipart all the same
         form = {}
     return httpx.post(service.url + "/sign/mender", data=form, files=files, timeout=60)
-
-
-def flipped(content: bytes, at: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize("distro", KEYS)

@@ -22,6 +22,8 @@ import rockchip_images
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from tests.end_to_end.conftest import accepts, curl
+
 MACHINES = [("demo-token", "rk", "rkoptee"), ("demo-file", "file-rk", "file-rkoptee")]
 MACHINES += [("demo-yubihsm", "file-rk", "file-rkoptee")]
 TA = "8aaaf200-2450-11e4-abe2-0002a5d5c51b"
@@ -29,27 +31,17 @@ ELF = Path("/bin/true").read_bytes()
 IMAGES = {"471": b"ddr" * 1000, "472": b"usbplug" * 1000, "FlashData": b"ddr" * 1000, "FlashBoot": b"spl" * 2000}
 
 
-def curl(directory: Path, url: str, *fields: str) -> bytes:
-    """As digsigserver's pages have the lines, which are made of these words."""
-    limits = ("--connect-timeout", "30", "--max-time", "1800", "--retry", "1")
-    form = [argument for field in fields for argument in ("-F", field)]
-    command = ("curl", *limits, "--silent", "--fail", "-X", "POST", *form, "--output", "out", url)
-    subprocess.run(command, cwd=directory, check=True, timeout=60)
-    return (directory / "out").read_bytes()
-
-
 def boots(kind: str, signed: bytes, public_key: Path, directory: Path) -> bool:
     """What the ROM says, in a process that has nothing of the service."""
     (directory / "signed").write_bytes(signed)
-    command = [sys.executable, rockchip_images.__file__, kind, "signed", public_key]
-    return subprocess.run(command, cwd=directory, check=False, capture_output=True, timeout=60).returncode == 0
+    return accepts(directory, sys.executable, rockchip_images.__file__, kind, "signed", public_key)
 
 
 @pytest.mark.parametrize(("machine", "label", "_"), MACHINES)
 def test_an_idblock(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine: str, label: str, _: str) -> None:
     rockchip_images.write_idblock(tmp_path / "idblock.img", os.urandom(40_000), b"spl" * 30_000)
     fields = (f"machine={machine}", "soctype=rk3588", "artifact=@idblock.img", "artifact_type=idblock")
-    signed = curl(tmp_path, f"{fixtures_service.url}/sign/rk", *fields)
+    signed = curl(f"{fixtures_service.url}/sign/rk", tmp_path, *fields)
     assert boots("idblock", signed, softhsm.public_key(label), tmp_path)
     for at in (0x14, 0x600, 5000):
         tampered = bytearray(signed)
@@ -62,7 +54,7 @@ def test_an_idblock(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine
 def test_a_usb_loader(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine: str, label: str, _: str) -> None:
     (tmp_path / "download.bin").write_bytes(rockchip_images.loader(IMAGES))
     fields = (f"machine={machine}", "soctype=rk3588", "artifact=@download.bin", "artifact_type=usbloader")
-    signed = curl(tmp_path, f"{fixtures_service.url}/sign/rk", *fields)
+    signed = curl(f"{fixtures_service.url}/sign/rk", tmp_path, *fields)
     assert boots("usbloader", signed, softhsm.public_key(label), tmp_path)
     tampered = bytearray(signed[:-4])
     tampered[6000] ^= 1
@@ -116,7 +108,7 @@ def test_a_fit(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine: str
     source = ("fit.its", "kernel", "tree.dtb", "uboot.dtb")
     for files, more in ((("fitImage", "uboot.dtb"), ("external_data_offset=0x2000",)), (source, ())):
         subprocess.run(["tar", "-czf", "input.tar.gz", *files], cwd=tmp_path, check=True)
-        (tmp_path / "output.tar.gz").write_bytes(curl(tmp_path, f"{fixtures_service.url}/sign/rk", *fields, *more))
+        (tmp_path / "output.tar.gz").write_bytes(curl(f"{fixtures_service.url}/sign/rk", tmp_path, *fields, *more))
         subprocess.run(["tar", "-xzf", "output.tar.gz"], cwd=tmp_path, check=True)
         signed, dtb = (tmp_path / name for name in ("fitImage", "uboot.dtb"))
         modulus = subprocess.check_output(["fdtget", "-t", "x", dtb, "/signature/key-dev", "rsa,modulus"], text=True)
@@ -144,7 +136,7 @@ def test_tas(fixtures_service: Any, softhsm: Any, tmp_path: Path, machine: str, 
     line = "find . -type f -name '*.ta' | xargs tar -czf ta-files.tar.gz"  # as digsigserver's page has it
     subprocess.run(["/bin/sh", "-c", line], cwd=tmp_path, check=True)
     fields = (f"machine={machine}", "artifact=@ta-files.tar.gz")
-    signed = curl(tmp_path, f"{fixtures_service.url}/sign/rkoptee-ta", *fields)
+    signed = curl(f"{fixtures_service.url}/sign/rkoptee-ta", tmp_path, *fields)
     with tarfile.open(fileobj=io.BytesIO(signed), mode="r:gz") as tar:
         found = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert found.keys() == files.keys()
@@ -194,7 +186,7 @@ def test_digsigserver_s_key_files_and_tools(start: Callable[..., Any], softhsm: 
     )
     rockchip_images.write_idblock(tmp_path / "idblock.img", b"ddr" * 1000, b"spl" * 1000)
     fields = ("machine=board", "soctype=3588", "artifact=@idblock.img", "artifact_type=idblock")
-    signed = curl(tmp_path, f"{service.url}/sign/rk", *fields)
+    signed = curl(f"{service.url}/sign/rk", tmp_path, *fields)
     assert boots("idblock", signed, softhsm.public_key("file-rk"), tmp_path)
     # one key for the signatures that are made here, and for those of the tool
     burning = httpx.post(
@@ -206,7 +198,7 @@ def test_digsigserver_s_key_files_and_tools(start: Callable[..., Any], softhsm: 
     assert "rk_sign_tool ended with an error" in burning.json()["detail"]
     der = subprocess.check_output(["openssl", "rsa", "-pubin", "-outform", "DER"], input=public_key, stderr=-3)
     (tmp_path / "bl32.bin").write_bytes(bytes(len(der)))
-    tee = curl(tmp_path, f"{service.url}/sign/rkoptee-tee", "machine=board", "artifact=@bl32.bin")
+    tee = curl(f"{service.url}/sign/rkoptee-tee", tmp_path, "machine=board", "artifact=@bl32.bin")
     assert tee == der
     assert softhsm.keys.joinpath("demo-file/rksign/dev.key").read_text().splitlines()[1] not in service.log
     service.assert_no_files()

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.end_to_end.conftest import accepts, assert_problem
+
 IMAGE = b"an image\n" * 1000
 DESCRIPTION = f"""\
 software =
@@ -28,19 +30,6 @@ TRUSTED = {"token": "demo-ca", "token-rsa": "demo-ca", "file": "file-cms", "s3":
 TAMPERED = DESCRIPTION.replace(b"1.0.0", b"6.6.6")
 
 
-def accepts(*command: str | Path, directory: Path) -> bool:
-    return subprocess.run(command, cwd=directory, capture_output=True, timeout=60, check=False).returncode == 0
-
-
-def assert_problem(answer: httpx.Response, status: int, slug: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    problem: dict[str, Any] = answer.json()
-    assert problem["type"] == f"/problems/{slug}"
-    assert problem["hint"]
-    assert ("Retry-After" in answer.headers) == (status == 503)
-    return problem
-
-
 @pytest.mark.parametrize("provider", PUBLIC_KEYS)
 @pytest.mark.parametrize(("method", "options"), [("RSA", ()), ("RSA-PSS", ("-sigopt", "rsa_padding_mode:pss"))])
 def test_openssl_accepts_a_signed_description(
@@ -52,7 +41,28 @@ def test_openssl_accepts_a_signed_description(
     verify = ("openssl", "dgst", "-sha256", "-verify", softhsm.public_key(PUBLIC_KEYS[provider]), *options)
     for description, good in ((DESCRIPTION, True), (TAMPERED, False)):
         (tmp_path / "sw-description").write_bytes(description)
-        assert accepts(*verify, "-signature", "sig", "sw-description", directory=tmp_path) is good
+        assert accepts(tmp_path, *verify, "-signature", "sig", "sw-description") is good
+
+
+@pytest.mark.parametrize("provider", PUBLIC_KEYS)
+def test_the_contract_s_lines_verbatim(service: Any, softhsm: Any, tmp_path: Path, provider: str) -> None:
+    """Each method, with all that clients send along."""
+    (tmp_path / "sw-description").write_bytes(DESCRIPTION)
+    key_uri = "pkcs11:token=hsmsign;object=swupdate-rsa;pin-value=password"
+    on_token = f"""-F backend=pkcs11 -F 'key-uri="{key_uri}"'""" if provider == "token" else "-F backend=ssl"
+    for fields in ("", "-F method=RSA", f"-F method=RSA {on_token}", "-F method=CMS"):
+        line = (
+            f"curl --connect-timeout 30 --max-time 1800 --retry 3 --silent --fail -X POST -F distro={provider} {fields}"
+            f' -F "sw-description=@sw-description" --output sw-description.sig {service.url}/sign/swupdate'
+        )
+        subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, timeout=60)
+        if "CMS" in fields:
+            verify = ("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "sw-description.sig", "-content")
+            trusted = ("-CAfile", softhsm.certificate(TRUSTED[provider]), "-out", "verified")
+            assert accepts(tmp_path, *verify, "sw-description", *trusted)
+        else:
+            verify = ("openssl", "dgst", "-sha256", "-verify", softhsm.public_key(PUBLIC_KEYS[provider]))
+            assert accepts(tmp_path, *verify, "-signature", "sw-description.sig", "sw-description")
 
 
 @pytest.mark.parametrize("distro", TRUSTED)
@@ -64,7 +74,7 @@ def test_openssl_accepts_a_cms_signature(service: Any, softhsm: Any, tmp_path: P
     verify = ("openssl", "cms", "-verify", "-binary", "-inform", "DER", "-in", "sig", *trust, "-content")
     for description, good in ((DESCRIPTION, True), (TAMPERED, False)):
         (tmp_path / "sw-description").write_bytes(description)
-        assert accepts(*verify, "sw-description", directory=tmp_path) is good
+        assert accepts(tmp_path, *verify, "sw-description") is good
 
 
 @pytest.mark.parametrize("distro", TRUSTED)
@@ -82,7 +92,7 @@ def test_swupdate_accepts_a_signed_archive(
     check = (swupdate, "-c", "-k", softhsm.certificate(TRUSTED[distro]), "-H", "demo:1.0", "-i", "signed.swu")
     for signed, good in ((answer.content, True), (answer.content.replace(b"1.0.0", b"6.6.6"), False)):
         (tmp_path / "signed.swu").write_bytes(signed)
-        assert accepts(*check, directory=tmp_path) is good
+        assert accepts(tmp_path, *check) is good
 
 
 def test_sixteen_clients_at_once(service: Any, softhsm: Any) -> None:
@@ -99,9 +109,9 @@ def test_a_digest_is_signed_on_the_token(service: Any, softhsm: Any, tmp_path: P
     answer = httpx.post(service.url + "/keys/p256/sign", json=asked)
     (tmp_path / "sig").write_bytes(base64.b64decode(answer.json()["signature"]))
     verify = ("openssl", "dgst", "-sha256", "-verify", softhsm.public_key("digest-p256"), "-signature", "sig", "data")
-    assert accepts(*verify, directory=tmp_path)
+    assert accepts(tmp_path, *verify)
     (tmp_path / "data").write_bytes(b"hallo")
-    assert not accepts(*verify, directory=tmp_path)
+    assert not accepts(tmp_path, *verify)
 
 
 def test_readiness_tells_every_provider_and_key(service: Any) -> None:

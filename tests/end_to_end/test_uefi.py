@@ -8,28 +8,13 @@ import asn1crypto.cms
 import httpx
 import pytest
 
+from tests.end_to_end.conftest import accepts, assert_problem, curl, flipped
+
 PROGRAM = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
 CONTENT = b"a device tree\r\n" * 20_000
 KEYS = {"demo-token": "uefi", "demo-file": "file-uefi", "demo-yubihsm": "file-uefi"}
 ENDPOINTS = ["/sign/tegra/uefi", "/sign/uefi"]
 TIME = "2026-07-01 12:00:00"
-
-
-def curl(url: str, directory: Path, *fields: str) -> bytes:
-    """As the contract has the line."""
-    limits = ("--connect-timeout", "30", "--max-time", "1800", "--retry", "1")
-    form = [argument for field in fields for argument in ("-F", field)]
-    command = ("curl", *limits, "--silent", "--fail", "-X", "POST", *form, "--output", "out", url)
-    subprocess.run(command, cwd=directory, check=True, timeout=60)
-    return (directory / "out").read_bytes()
-
-
-def accepts(directory: Path, *command: str | Path) -> bool:
-    return subprocess.run(command, cwd=directory, capture_output=True, timeout=60, check=False).returncode == 0
-
-
-def flipped(content: bytes, at: int) -> bytes:
-    return content[:at] + bytes([content[at] ^ 1]) + content[at:][1:]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -131,7 +116,5 @@ def test_each_refusal(fixtures_service: Any, endpoint: str, fields: dict[str, st
     content = PROGRAM.read_bytes() if fields.get("machine") and len(fields) == 1 else CONTENT
     form = {"machine": "demo-token", "signing_type": "sbsign", **fields}
     answer = httpx.post(fixtures_service.url + endpoint, data=form, files={"artifact": ("x", content)}, timeout=60)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["type"] == f"/problems/{slug}"
-    assert answer.json()["hint"]
+    assert_problem(answer, status, slug)
     fixtures_service.assert_no_files()

@@ -172,12 +172,15 @@ async def test_key_files_alone(softhsm, tmp_path: Path) -> None:
     assert any(finding.subject == "grants: swupdate-cms, distro demo-file" for finding in findings)
     assert any(finding.subject == "grants: imx-files, machine demo-file-p256" for finding in findings)
     assert any(finding.subject == "grants: ekb-fuse, machine demo-file" for finding in findings)
-    found = {finding.subject: finding.message for finding in findings if finding.level is not Level.OK}
+    found = {(finding.subject, finding.message) for finding in findings if finding.level is not Level.OK}
     assert found == {
-        "signers.imx.cst_base": "there is no cst below /opt/NXP: imx cannot sign.",
-        "signers.rk.tools": "Rockchip's rk_sign_tool is not installed: there is no rk_sign_tool, boot_merger,"
-        " setting.ini.",
-        "signers.tegra.l4t_base": "there is no BSP below /opt/nvidia: tegra cannot sign.",
+        ("signers.imx.cst_base", "there is no cst below /opt/NXP: imx cannot sign."),
+        (
+            "signers.rk.tools",
+            "Rockchip's rk_sign_tool is not installed: there is no rk_sign_tool, boot_merger, setting.ini.",
+        ),
+        ("signers.rk.tools", "Rockchip's change_puk is not installed: there is no change_puk."),
+        ("signers.tegra.l4t_base", "there is no BSP below /opt/nvidia: tegra cannot sign."),
     }
 
 

@@ -23,7 +23,7 @@ from signers.fitimage import Fitimage, FitimageForm
 from signers.formats import fit
 from signers.signer import Job, Upload
 from tests.conftest import ROOT
-from tokens.errors import ArtifactRejected, KeyNotFound, KeyNotGranted, KeyUnsuited, SignatureMismatch
+from tokens.errors import ArtifactRejected, KeyNotFound, KeyNotGranted, KeyUnsuited, ProviderBusy, SignatureMismatch
 
 FIT_CHECK_SIGN = ROOT / ".cache/u-boot-tools/fit_check_sign"
 BOARDS = ROOT / ".cache/u-boot"
@@ -431,6 +431,18 @@ async def test_what_a_key_raises(sign, kinds, tmp_path, monkeypatch):
 
     async def refuse(self, scheme, data):
         raise SignatureMismatch("no", "no")
+
+    monkeypatch.setattr(type(kinds["rsa2048"].key), "sign", refuse)
+    with pytest.raises(SignatureMismatch):
+        await sign(artifact, kinds["rsa2048"])
+
+
+async def test_a_mismatch_is_not_hidden_by_another_failure(sign, kinds, tmp_path, monkeypatch):
+    artifact = make(tmp_path, algo="sha256,rsa2048").read_bytes()
+    errors = iter((ProviderBusy("no", "no"), SignatureMismatch("no", "no")))
+
+    async def refuse(self, scheme, data):
+        raise next(errors)
 
     monkeypatch.setattr(type(kinds["rsa2048"].key), "sign", refuse)
     with pytest.raises(SignatureMismatch):

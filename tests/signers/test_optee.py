@@ -314,6 +314,13 @@ class TestEncryption:
         monkeypatch.setattr(trusted_applications, "ENCRYPTED_MAX_BYTES", len(ELF) - 1)
         with pytest.raises(ArtifactRejected, match="and is encrypted"):
             sign(pairs["rsa2048"], BUILT, encryption="device")
+        monkeypatch.undo()
+        monkeypatch.setattr(trusted_applications, "ENCRYPTED_SUM_MAX_BYTES", len(ELF) - 1)
+        for artifact in (BUILT, tree({f"{TA}.ta": before})):
+            with pytest.raises(ArtifactRejected, match="of encrypted TAs"):
+                sign(pairs["rsa2048"], artifact, encryption="device")
+        sign(pairs["rsa2048"], BUILT)
+        monkeypatch.undo()
         header = ta.Header(ta.Kind.PLAIN, len(ELF), ta.PSS, 256)
         plain = ta.SignedHeader(header, ta.digest(header, b"", ELF), bytes(256)).encode() + ELF
         with pytest.raises(ArtifactRejected, match="no UUID in its header"):

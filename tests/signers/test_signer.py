@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from signers.signer import FileRange, Signed, Upload
+from signers.signer import FileRange, GrantedFile, Signed, Upload
 
 UPLOAD = bytes(range(200))
 
@@ -25,3 +25,7 @@ def test_any_piece_of_an_answer_can_be_read(tmp_path, data):
     assert b"".join(signed.chunks(7)) == whole
     offset, length = data.draw(st.integers(0, 220)), data.draw(st.integers(0, 220))
     assert signed.read(offset, length) == whole[offset : offset + length]
+
+
+def test_a_granted_file_does_not_show_its_content():
+    assert "canary" not in repr(GrantedFile(b"canary"))

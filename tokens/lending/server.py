@@ -93,6 +93,8 @@ class _Session:
 class Loan:
     """The keys on loan, for as long as the `async with` lasts.
 
+    A key that cannot sign is why a tool fails, and no tool says so: the `async with` ends with the key's error then.
+
     Arguments:
         path: where the socket is to be: in a directory that only the job can reach, 107 bytes at most (unix(7)).
         label: what the token is called; tools find it by this name.
@@ -113,6 +115,7 @@ class Loan:
             enumerate(itertools.chain.from_iterable(map(objects_of, keys)), start=1)
         )
         self._labels = {id(lent.key): lent.label for lent in keys}
+        self._failure: Error | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -131,7 +134,7 @@ class Loan:
         return self
 
     async def __aexit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self._left = 0
         if self._server is not None:
@@ -140,6 +143,8 @@ class Loan:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         self._path.unlink(missing_ok=True)
+        if self._failure is not None and (error is None or isinstance(error, Error)):
+            raise self._failure from None
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -196,6 +201,7 @@ class Loan:
             signature = await key.sign(scheme, digest)
         except Error as error:
             log.warning("a signature for a tool failed: %s", error.message)
+            self._failure = self._failure or error
             raise Refused(CKR_FUNCTION_FAILED) from None
         self._signed(self._labels[id(key)], scheme)
         return signature

@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,14 @@ def signature_list(type_: uuid.UUID, size: int, content: bytes, *, total: int | 
 def test_lists_that_are_none(payload, words):
     with pytest.raises(efi.EfiError, match=words):
         list(efi.signature_lists(payload))
+
+
+def test_a_certificate_of_no_known_version(pairs):
+    certificate = x509.load_pem_x509_certificate(pairs["rsa2048"].certificate_pem)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    content = bytes(16) + der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    with pytest.raises(efi.EfiError, match=r"not X\.509"):
+        list(efi.signature_lists(signature_list(efi.CERT_X509, len(content), content)))
 
 
 def test_lists_of_other_types_and_with_headers():

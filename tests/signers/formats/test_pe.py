@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signers.formats import pe
+from signers.formats.reading import ReadAt
 from tokens.schemes import Hash
 
 PROGRAMS = sorted(Path("/usr/lib/systemd/boot/efi").glob("*.efi*"))

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from tokens.errors import ToolUnavailable
+from tokens.errors import SignatureMismatch, ToolFailed, ToolUnavailable
 from tokens.lending import Loan, LoanLimits
-from tokens.schemes import Hash, RsaPkcs1v15, digest_info
+from tokens.schemes import Hash, RsaPkcs1v15, Scheme, digest_info
 
 INITIALIZE, GET_TOKEN_INFO, OPEN_SESSION, GET_ATTRIBUTES, SIGN_INIT, SIGN = 1, 6, 10, 24, 42, 43
 FIND_INIT, FIND, FIND_FINAL = 26, 27, 28
@@ -343,15 +343,31 @@ async def test_no_more_signatures_than_granted(lend: Any, signed: list[Any]) -> 
     assert signed == [("rsa2048", RsaPkcs1v15(Hash.SHA256))] * 5
 
 
-async def test_a_provider_that_fails_is_an_error_of_the_tool(lend: Any) -> None:
-    async with lend() as loan:
-        client = await Client.connect(loan)
-        session = await client.session()
-        key = loan.objects[1].key
-        for closing in ("close", "closed"):  # a file's key, a token's
-            if hasattr(key, closing):
-                key.close() if closing == "close" else setattr(key, closing, True)
-        assert (await client.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0x06
+@pytest.mark.parametrize(
+    ("outcome", "raised"),
+    [
+        (None, SignatureMismatch),  # the tool went on without the signature
+        (ToolFailed("the tool failed", "look into the log"), SignatureMismatch),
+        (ZeroDivisionError(), ZeroDivisionError),
+    ],
+)
+async def test_a_key_that_fails_is_an_error_of_the_tool_and_then_of_the_loan(
+    lend: Any, outcome: Exception | None, raised: type[Exception]
+) -> None:
+    async def sign(_scheme: Scheme, _digest: bytes) -> bytes:
+        raise SignatureMismatch("it does not verify", "find out why")
+
+    async def use() -> None:
+        async with lend() as loan:
+            client = await Client.connect(loan)
+            session = await client.session()
+            loan.objects[1].key.sign = sign
+            assert (await client.sign(session, 1, mechanism(1), digest_info(Hash.SHA256, DIGEST)))[0] == 0x06
+            if outcome is not None:
+                raise outcome
+
+    with pytest.raises(raised):
+        await use()
 
 
 async def test_a_path_that_no_socket_can_have(tmp_path: Path) -> None:
