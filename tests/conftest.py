@@ -3,10 +3,12 @@
 Own fixtures of a room stand in its own conftest.py.
 """
 
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,13 +100,18 @@ class Yubihsm:
 
 
 @pytest.fixture(scope="session")
-def yubihsm(softhsm: SoftHsm) -> Iterator[Yubihsm]:
-    """The device, shared by the whole run: a test that upsets it makes one of its own."""
+def make_yubihsm(softhsm: SoftHsm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Yubihsm]]:
+    """Makes a device like the fixtures'. One for each service: two that audit one device would be alarmed."""
     subprocess.run([sys.executable, ROOT / "softhsm-fixtures/make_yubihsm.py", softhsm.directory], check=True)
     directory = softhsm.directory / "yubihsm"
     serial = tomllib.loads((directory / "setup.toml").read_text())["device"]["serial"]
-    with Connector(Device(serial, state=directory / "device.json")) as connector:
-        yield Yubihsm(directory, connector)
+    with ExitStack() as stack:
+
+        def make() -> Yubihsm:
+            state = Path(shutil.copy(directory / "device.json", tmp_path_factory.mktemp("device")))
+            return Yubihsm(directory, stack.enter_context(Connector(Device(serial, state=state))))
+
+        yield make
 
 
 @pytest.fixture(scope="session")

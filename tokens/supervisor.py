@@ -38,7 +38,6 @@ from tokens.frames import Action, Decoder, FrameError, Header, encode
 log = logging.getLogger(__name__)
 
 _IN_FLIGHT_MAX = 2  # one being worked on, and the next one already there
-_READ_BYTES = 65536
 _ATTEMPTS_MAX = 2  # signing and looking a key up change nothing: they are repeated once, nothing else ever is
 _CLOSE_TIMEOUT_S = 2.0  # for a worker with nothing to do to end its session; a token may have few of them
 

@@ -257,9 +257,9 @@ def service(
 
 
 @pytest.fixture(scope="session")
-def fixtures_service(yubihsm: Any, start: Callable[..., Running]) -> Running:
+def fixtures_service(make_yubihsm: Callable[[], Any], start: Callable[..., Running]) -> Running:
     """The service on all of the fixtures and a simulated YubiHSM 2, with NXP's tool as `make setup` puts it."""
-    tables = tomllib.loads(yubihsm.config)
+    tables = tomllib.loads(make_yubihsm().config)
     providers = {f"providers.{name}": table for name, table in tables["providers"].items()}
     signers = {f"signers.{name}": tables["signers"][name] for name in ("imx", "tegra")}
     return start({**providers, "grants": tables["grants"], "tools": tables["tools"], **signers})

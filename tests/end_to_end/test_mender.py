@@ -29,9 +29,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mender_service(yubihsm: Any, s3: tuple[str, Any], place: Path, start: Callable[..., Any]) -> Any:
+def mender_service(make_yubihsm: Callable[[], Any], s3: tuple[str, Any], place: Path, start: Callable[..., Any]) -> Any:
     """The service on the fixtures, with places for artifacts."""
-    tables = tomllib.loads(yubihsm.config)
+    tables = tomllib.loads(make_yubihsm().config)
     url, client = s3
     client.create_bucket(Bucket="artifacts")
     return start(

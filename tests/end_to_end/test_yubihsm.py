@@ -3,7 +3,6 @@
 tests/tokens/test_yubihsm_faults.py has more of what can go wrong, without HTTP.
 """
 
-import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -27,20 +26,22 @@ Cause = Callable[[Connector], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="module")
-def connector(yubihsm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connector]:
+def yubihsm(make_yubihsm: Callable[[], Any]) -> Any:
     """A device of this module's own, with the keys and credentials of the fixtures'."""
-    state = tmp_path_factory.mktemp("device") / "device.json"
-    shutil.copy(yubihsm.directory / "device.json", state)
-    with Connector(Device(yubihsm.device.serial, state=state)) as connector:
-        yield connector
+    return make_yubihsm()
 
 
 @pytest.fixture(scope="module")
-def service(yubihsm: Any, connector: Connector, start: Callable[..., Any]) -> Any:
+def connector(yubihsm: Any) -> Connector:
+    connector: Connector = yubihsm.connector
+    return connector
+
+
+@pytest.fixture(scope="module")
+def service(yubihsm: Any, start: Callable[..., Any]) -> Any:
     """The fixtures' service, for SWUpdate and any file, on that device, and on key files."""
     tables = tomllib.loads(yubihsm.config)
     providers = {f"providers.{name}": tables["providers"][name] for name in ("yubihsm", "files")}
-    providers["providers.yubihsm"]["connector"] = connector.url
     grants = [
         grant for grant in tables["grants"]
         if grant["signer"] in ("swupdate", "generic") and grant["provider"] in ("yubihsm", "files")
