@@ -7,7 +7,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -20,9 +19,8 @@ from hsmsign.keyring import Keyring, KeyState
 from hsmsign.mistakes import PLACEHOLDER
 from hsmsign.settings import Grant, ServerSettings, Settings, SettingsError, find_file, load
 from signers.registry import SIGNERS
-from signers.sandbox import PATH, Sandbox
+from signers.sandbox import Sandbox
 from signers.signer import UsesTools, by_name
-from signers.tegra import bsp as bsps
 from tokens.errors import Error, ToolUnavailable
 from tokens.file import FileSettings
 from tokens.pkcs11 import Pkcs11Settings
@@ -122,8 +120,6 @@ async def _tools(settings: Settings) -> list[Finding]:
         if roles and isinstance(signer, UsesTools):
             looked = signer.look(settings.signers.of(signer.name), roles)
             found += [_of_tool(signer.tools_setting, each) for each in looked]
-    if any(grant.signer == "tegra" for grant in settings.grants):
-        found += _bsps(settings.signers.tegra.l4t_base)
     return found
 
 
@@ -131,31 +127,6 @@ def _of_tool(subject: str, state: str | ToolUnavailable) -> Finding:
     if isinstance(state, ToolUnavailable):
         return Finding(Level.WARNING, subject, state.message, state.hint)
     return Finding(Level.OK, subject, state)
-
-
-def _bsps(base: Path) -> Iterator[Finding]:
-    """Which of NVIDIA's BSPs are complete, and what the others, or the host, lack."""
-    subject = "signers.tegra.l4t_base"
-    installed = bsps.installed(base)
-    if not installed:
-        hint = f"Install it as {base}/L4T-VERSION-CHIP/Linux_for_Tegra, or correct l4t_base."
-        yield Finding(Level.WARNING, subject, f"there is no BSP below {base}: tegra cannot sign.", hint)
-    for bsp in installed:
-        named = f"L4T {bsp.version} for {bsp.soctype}"
-        if unsupported := bsp.unsupported():
-            yield Finding(Level.WARNING, subject, f"{named} cannot be used: {unsupported}.", "Use another version.")
-            continue
-        faults = bsp.faults()
-        if not faults:
-            yield Finding(Level.OK, subject, f"{named} is complete.")
-        for fault in faults:
-            hint = "docs/signers/tegra.md says where its files and patches come from."
-            yield Finding(Level.WARNING, subject, f"{named}: {fault}.", hint)
-    for program in bsps.PROGRAMS:
-        if not shutil.which(program, path=PATH):
-            yield Finding(
-                Level.WARNING, subject, f"{program} is not installed: NVIDIA's scripts need it.", "Install it."
-            )
 
 
 def _grants(settings: Settings) -> Iterator[Finding]:

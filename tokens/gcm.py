@@ -15,7 +15,6 @@ from tokens.symmetric import BLOCK_BYTES
 NONCE_BYTES = 12
 """The length of IV that SP 800-38D recommends, section 5.2.1.1, and the only one here."""
 
-
 CALL_BLOCKS = 16 * 1024
 """How many blocks the key enciphers in one call: 256 KiB."""
 

@@ -7,7 +7,8 @@ what takes a key, they ask of the service, by a program in the place of NVIDIA's
 import logging
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from importlib import resources
@@ -73,6 +74,7 @@ class Tegra:
     path = "/sign/tegra"
     summary = "Sign the boot files of an NVIDIA Jetson: a set for flashing, update payloads, or single files."
     scope: Literal["machine", "distro"] = "machine"
+    tools_setting = "signers.tegra.l4t_base"
     form = TegraForm
     roles = (
         Role("pkc", "Signs the boot files; the fuses hold the hash of its public half.", "tegrasign/rsa_priv.pem"),
@@ -89,6 +91,28 @@ class Tegra:
             algorithms=frozenset((SymmetricAlgorithm.AES_128,)),
         ),
     )
+
+    def look(self, settings: TegraSettings, _roles: Collection[str]) -> Iterator[str | ToolUnavailable]:
+        """See `UsesTools.look`: which of NVIDIA's BSPs are complete, and what the others, or the host, lack."""
+        base = settings.l4t_base
+        there = bsps.installed(base)
+        if not there:
+            hint = f"Install it as {base}/L4T-VERSION-CHIP/Linux_for_Tegra, or correct l4t_base."
+            yield ToolUnavailable(f"there is no BSP below {base}: tegra cannot sign.", hint)
+        for bsp in there:
+            named = f"L4T {bsp.version} for {bsp.soctype}"
+            if unsupported := bsp.unsupported():
+                yield ToolUnavailable(f"{named} cannot be used: {unsupported}.", "Use another version.")
+                continue
+            faults = bsp.faults()
+            if not faults:
+                yield f"{named} is complete."
+            for fault in faults:
+                hint = "docs/signers/tegra.md says where its files and patches come from."
+                yield ToolUnavailable(f"{named}: {fault}.", hint)
+        for program in bsps.PROGRAMS:
+            if not shutil.which(program, path=PATH):
+                yield ToolUnavailable(f"{program} is not installed: NVIDIA's scripts need it.", "Install it.")
 
     async def sign(self, form: TegraForm, job: Job) -> Signed:
         """See `Signer.sign`."""
