@@ -30,9 +30,6 @@ from tokens.provider import PublicKey, SigningKey
 
 CSF_MAX_BYTES = 64 * 1024
 
-LOGGED_BYTES = 2000
-"""How much of what cst says goes to the log where it fails."""
-
 _log = logging.getLogger(__name__)
 
 _TOKEN = "hsmsign"  # noqa: S105 - the lent token's name
@@ -303,7 +300,7 @@ async def _run(workspace: Workspace, cst: Path, backend: Backend, commands: str)
     options: Sequence[str] = ("-b", "pkcs11") if backend == "pkcs11" else ()
     done = await workspace.run(str(cst), *options, "-i", commands, "-o", "signed.bin")
     if done.status != 0:
-        _log.warning("cst ended with status %d: %s", done.status, ascii(done.output[:LOGGED_BYTES].decode("latin-1")))
+        _log.warning("cst ended with status %d: %s", done.status, done.said)
         for pattern, sentence in _COMPLAINTS:
             if re.search(pattern, done.output):
                 raise ArtifactRejected(f"cst refuses it: {sentence}", "Correct the CSF or the image.")

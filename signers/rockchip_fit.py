@@ -27,9 +27,6 @@ SOURCE_FILES_MAX = 256
 
 MKIMAGE, DTC = Path("/usr/bin/mkimage"), Path("/usr/bin/dtc")
 
-LOGGED_BYTES = 2000
-"""How much of what mkimage says goes to the log where it fails."""
-
 _UBOOT = UBoot(rkfit.ALGORITHMS, longest_salt=True, add_key=rkfit.add_key)
 
 _log = logging.getLogger(__name__)
@@ -162,9 +159,7 @@ async def _built(source: _Source, position: int | None, job: Job) -> Upload:
         at = () if position is None else ("-p", f"{position:x}")
         done = await workspace.run(str(MKIMAGE), "-f", places[SOURCE], "-E", "-B", f"{BLOCK_BYTES:x}", *at, FIT)
         if done.status != 0:
-            _log.warning(
-                "mkimage ended with status %d: %s", done.status, ascii(done.output[:LOGGED_BYTES].decode("latin-1"))
-            )
+            _log.warning("mkimage ended with status %d: %s", done.status, done.said)
             raise ArtifactRejected(
                 f"mkimage cannot build a FIT of {SOURCE}.", f"Try `mkimage -f {SOURCE} -E {FIT}` on the same files."
             )

@@ -11,9 +11,6 @@ from tokens.errors import ToolFailed, ToolUnavailable
 ARTIFACT = "artifact.bin"
 """What the file is called: rk_sign_tool wants a dot in it."""
 
-LOGGED_BYTES = 2000
-"""How much of what a program says goes to the log where it fails."""
-
 INSTALL = "/usr/bin/install"
 
 _log = logging.getLogger(__name__)
@@ -76,6 +73,5 @@ async def _run(workspace: Workspace, *argv: str) -> None:
     done = await workspace.run(*argv)
     name = Path(argv[0]).name
     if done.status != 0:
-        said = ascii(done.output[:LOGGED_BYTES].decode("latin-1"))
-        _log.warning("%s ended with status %d: %s", name, done.status, said)
+        _log.warning("%s ended with status %d: %s", name, done.status, done.said)
         raise ToolFailed(f"{name} ended with an error.", "Look for the request's id in the log; check the artifact.")

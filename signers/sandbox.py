@@ -50,6 +50,8 @@ _SYSTEM = tuple(map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")))
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where tools find programs."""
+LOGGED_BYTES = 2000
+"""How much of what a tool says goes to the log where it fails."""
 _OPEN_FILES_MAX = 256
 # Users that no distribution or directory service gives out. Each workspace of a service that runs as root has one:
 # by chance where it begins, since another service on this host may do the same.
@@ -102,6 +104,11 @@ class Completed:
 
     status: int
     output: bytes
+
+    @property
+    def said(self) -> str:
+        """How its output begins, for the log: ASCII, on one line."""
+        return ascii(self.output[:LOGGED_BYTES].decode("latin-1"))
 
 
 class Sandbox:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from pydantic import Field
 
 from signers.archives import CHUNK_BYTES, ArchiveLimits, Scratch
-from signers.sandbox import PATH, Sandbox, Workspace
+from signers.sandbox import LOGGED_BYTES, PATH, Sandbox, Workspace
 from signers.signer import Form, Job, Name, Role, Signed, Upload
 from signers.tegra import bsp as bsps
 from signers.tegra import outcome
@@ -30,9 +30,6 @@ from signers.tegra.service import JobKeys, KeyService, Made, ServiceLimits
 from tokens.errors import KeyNotFound, KeyUnsuited, ToolFailed, ToolUnavailable
 from tokens.provider import PublicKey, SymmetricKey
 from tokens.symmetric import AES_BYTES, SymmetricAlgorithm
-
-LOGGED_BYTES = 2000
-"""How much of what the scripts say goes to the log where they fail."""
 
 _PUBLIC_KEY, _SBK, _USER_KEY = "pkc.pem", "sbk.txt", "user_key.txt"
 _HMAC_BYTES = 32
