@@ -625,6 +625,8 @@ if os.geteuid() == 0:
 
     def test_all_of_this_as_another_user():
         """Where the service is not root, bubblewrap needs a user namespace."""
+        if not all(parent.stat().st_mode & 0o001 for parent in Path(__file__).parents):
+            pytest.skip("another user cannot reach this tree: clone it elsewhere than below /root")
         directory = tempfile.mkdtemp(prefix="hsmsign-test-")
         try:
             os.chown(directory, NOBODY, NOBODY)
