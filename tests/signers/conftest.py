@@ -55,6 +55,29 @@ class Pair:
         )
 
 
+@dataclass(frozen=True)
+class LyingPair:
+    """A key whose signatures are another key's."""
+
+    honest: Any
+    other: Any
+
+    @property
+    def key(self) -> "LyingPair":
+        return self
+
+    @property
+    def public_key(self) -> Any:
+        return self.honest.key.public_key
+
+    @property
+    def certificates(self) -> Any:
+        return self.honest.certificates
+
+    async def sign(self, scheme: Any, data: bytes) -> bytes:
+        return await self.other.key.sign(scheme, data)
+
+
 def _certificate(
     private_key,
     name: str,

@@ -3,10 +3,9 @@ import hashlib
 import json
 import os
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from signers.formats import cpio
 from signers.signer import Job, Signed, Upload
 from signers.swupdate import DESCRIPTION_MAX_BYTES, Swupdate, SwupdateForm, described_files
+from tests.signers.conftest import LyingPair
 from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnsuited, KeyUnusable, SigningFailed
 
 IMAGES = {"rootfs.ext4": b"\x00\xffroot" * 50_000, "kernel": b"k" * 4097}
@@ -110,29 +110,6 @@ async def test_a_description_alone_cms(sign, pairs, openssl, tmp_path, descripti
 async def test_a_key_that_cannot(sign, pairs, description, kind, method):
     with pytest.raises(KeyUnsuited):
         await sign(pairs[kind], **{"sw-description": description}, method=method)
-
-
-@dataclass(frozen=True)
-class LyingPair:
-    """A key whose signatures are another key's."""
-
-    honest: Any
-    other: Any
-
-    @property
-    def key(self) -> "LyingPair":
-        return self
-
-    @property
-    def public_key(self) -> Any:
-        return self.honest.key.public_key
-
-    @property
-    def certificates(self) -> Any:
-        return self.honest.certificates
-
-    async def sign(self, scheme: Any, data: bytes) -> bytes:
-        return await self.other.key.sign(scheme, data)
 
 
 @pytest.fixture(scope="module")

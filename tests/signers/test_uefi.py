@@ -4,9 +4,8 @@ import asyncio
 import struct
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import asn1crypto.cms
 import pytest
@@ -17,6 +16,7 @@ from signers import uefi
 from signers.formats import pe
 from signers.signer import Job, Signed, Upload
 from signers.uefi import Uefi, UefiForm
+from tests.signers.conftest import LyingPair
 from tokens.errors import ArtifactRejected, KeyMismatch, KeyUnsuited, KeyUnusable, SignatureMismatch
 
 PROGRAM = Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi")
@@ -317,29 +317,6 @@ async def test_keys_that_cannot(sign, pairs, lists, signing_type):
         await sign(replace(pairs["rsa2048"], certificates=()), **fields)
     with pytest.raises(KeyMismatch):
         await sign(replace(pairs["rsa2048"], certificates=pairs["rsa3072"].certificates), **fields)
-
-
-@dataclass(frozen=True)
-class LyingPair:
-    """A key whose signatures are another key's."""
-
-    honest: Any
-    other: Any
-
-    @property
-    def key(self) -> "LyingPair":
-        return self
-
-    @property
-    def public_key(self) -> Any:
-        return self.honest.key.public_key
-
-    @property
-    def certificates(self) -> Any:
-        return self.honest.certificates
-
-    async def sign(self, scheme: Any, data: bytes) -> bytes:
-        return await self.other.key.sign(scheme, data)
 
 
 @pytest.mark.parametrize("signing_type", KINDS)
